@@ -1,0 +1,265 @@
+"""The command line: `python run.py [command]`. Each command loads what it needs when it runs.
+
+Exit codes: 0 done, 1 refused with a one-line reason, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from extensions_lib import __version__
+from extensions_lib.errors import CrucibleError, Stopped
+
+if TYPE_CHECKING:
+    from extensions_lib.hosts.base import Progress
+
+ROOT = Path(__file__).resolve().parents[1]
+DESCRIPTION = "Fine-tuned networks for Stable Diffusion. Without a command: the WebUI."
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit status. A CrucibleError becomes one line on stderr."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if given and given[0] in ("test", "build-demo"):
+            return {"test": run_tests, "build-demo": build_demo}[given[0]](given[1:])
+        options, rest = make_parser().parse_known_args(given)
+        if rest and options.command != "bench":
+            make_parser().parse_args(given)  # says what is wrong, exit status 2
+        if options.command == "bench":
+            return bench(options.name, rest)
+        set_threads(options.threads)
+        action: Callable[[argparse.Namespace], int] = options.action
+        return action(options)
+    except Stopped as stopped:
+        print(f"crucible: {stopped}", file=sys.stderr)
+        return INTERRUPTED
+    except CrucibleError as problem:
+        print(f"crucible: {problem}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("crucible: stopped", file=sys.stderr)
+        return INTERRUPTED
+
+
+# --- arguments --------------------------------------------------------------------------------
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(prog="run.py", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"Crucible {__version__}")
+    web_options(parser)
+    common_options(parser)
+    parser.set_defaults(action=web)
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    commands.add_parser("test", help="the whole test suite [pytest arguments]")
+    generate_options(commands.add_parser("generate", help="a picture from a prompt"))
+    inspect_options(commands.add_parser("inspect", help="what a file is, and what would not load"))
+    bench_parser = commands.add_parser("bench", help="a benchmark; its own options follow the name")
+    bench_parser.add_argument("name", choices=sorted(BENCHES), metavar="|".join(sorted(BENCHES)))
+    commands.add_parser("build-demo", help="train the demo checkpoint and its networks anew")
+    return parser
+
+
+def common_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that uses a model."""
+    parser.add_argument("--checkpoint", type=Path, metavar="F", help="checkpoint file (the demo)")
+    parser.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads (all cores)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=ROOT,
+        metavar="DIR",
+        help="folder that holds models/, outputs/ and cache/ (this one)",
+    )
+
+
+def web_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the WebUI."""
+    parser.add_argument("--port", type=whole(1, 65535), help="port (7861, or the next free one)")
+    parser.add_argument("--listen", action="store_true", help="open to the whole network")
+    parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
+    parser.add_argument("--lang", default="", help="language, such as zh_CN (the browser's own)")
+
+
+def generate_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `generate`, after WebUI's names."""
+    parser.set_defaults(action=generate)
+    add = parser.add_argument
+    add("--prompt", required=True, help="with <lora:name:weight> tags")
+    add("--negative", default="", help="what should not be there")
+    add("--steps", type=whole(1), default=20)
+    add("--cfg", type=float, help="how closely to follow the prompt (the checkpoint's own, or 7)")
+    add("--seed", type=whole(-1), default=-1, help="-1: a new one")
+    add("--size", type=size, metavar="WxH", help="pixels (the checkpoint's own size)")
+    add("--sampler", default="DPM++ 2M")
+    add("--schedule", default="Automatic", help="schedule type")
+    add("--batch-size", type=whole(1), default=1, metavar="N")
+    add("--batch-count", type=whole(1), default=1, metavar="N")
+    add("--clip-skip", type=whole(1), default=1, metavar="N")
+    add("--out", type=Path, default=Path("out.png"), metavar="F.png", help="(out.png)")
+    common_options(parser)
+
+
+def inspect_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `inspect`."""
+    parser.set_defaults(action=inspect, threads=None)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--json", action="store_true", help="as JSON on stdout")
+
+
+def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """An argparse type: a whole number within bounds."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < low or (high is not None and value > high):
+            wanted = f"at least {low}" if high is None else f"{low} to {high}"
+            raise argparse.ArgumentTypeError(f"{value} is out of range; it must be {wanted}")
+        return value
+
+    return read
+
+
+def size(text: str) -> tuple[int, int]:
+    """An argparse type: 512x768."""
+    width, cross, height = text.lower().replace("×", "x").partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write it as 512x768")
+    return int(width), int(height)
+
+
+def set_threads(count: int | None) -> None:
+    """Limits torch's threads; has to happen before torch is loaded."""
+    if count:
+        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(count)
+
+
+# --- commands ---------------------------------------------------------------------------------
+
+
+def web(options: argparse.Namespace) -> int:
+    """The standalone WebUI."""
+    from extensions_lib.ui.standalone import Options, serve
+
+    started = os.environ.pop("CRUCIBLE_STARTED", "")
+    return serve(
+        Options(
+            port=options.port,
+            listen=options.listen,
+            browser=not options.no_browser,
+            checkpoint=options.checkpoint,
+            lang=options.lang,
+            data=options.data,
+            threads=options.threads,
+            started=float(started) if started else None,
+        )
+    )
+
+
+def generate(options: argparse.Namespace) -> int:
+    """Pictures from a prompt; progress on stderr, the paths on stdout."""
+    from extensions_lib.hosts.base import GenerationRequest
+    from extensions_lib.hosts.standalone import StandaloneHost
+    from extensions_lib.hosts.standalone.png import save_png
+    from extensions_lib.ui.pictures import numbered
+
+    width, height = options.size or (None, None)
+    host = StandaloneHost(options.checkpoint, options.data, threads=options.threads)
+    request = GenerationRequest(
+        prompt=options.prompt,
+        negative=options.negative,
+        steps=options.steps,
+        sampler=options.sampler,
+        schedule=options.schedule,
+        cfg=host.default_cfg() if options.cfg is None else options.cfg,
+        seed=options.seed,
+        width=width,
+        height=height,
+        batch_size=options.batch_size,
+        batch_count=options.batch_count,
+        clip_skip=options.clip_skip,
+    )
+    result = host.generate(request, show_progress)
+    for message in result.messages:
+        print(f"note: {message}", file=sys.stderr)
+    paths = numbered(options.out, len(result.images))
+    for image, infotext, path in zip(result.images, result.infotexts, paths, strict=True):
+        save_png(image, infotext, path)
+        print(path)
+    return 0
+
+
+def show_progress(progress: Progress) -> None:
+    """One line on stderr that rewrites itself; plain lines where stderr is a file."""
+    from extensions_lib.ui.pieces import clock
+
+    left = "" if progress.eta_seconds is None else f"  {clock(progress.eta_seconds)} left"
+    picture = f"  picture {min(progress.image + 1, progress.images)}/{progress.images}"
+    line = f"step {progress.step}/{progress.steps}{picture if progress.images > 1 else ''}{left}"
+    if sys.stderr.isatty():
+        done = progress.step >= progress.steps
+        print(f"\r{line:<50}", end="\n" if done else "", file=sys.stderr, flush=True)
+    else:
+        print(line, file=sys.stderr, flush=True)
+
+
+def inspect(options: argparse.Namespace) -> int:
+    """What a file is: a page of text, or JSON."""
+    from extensions_lib.toolbox.inspect import inspect as report_on
+
+    report = report_on(options.file)
+    print(report.to_json() if options.json else report.text())
+    return 0
+
+
+def run_tests(arguments: list[str]) -> int:
+    """pytest over the whole suite, in a process of its own working folder."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import pytest
+
+    os.chdir(ROOT)
+    return int(pytest.main(arguments))
+
+
+def build_demo(arguments: list[str]) -> int:
+    """Trains the demo checkpoint and its networks."""
+    from extensions_lib.demo.build import main as build
+
+    return build(arguments)
+
+
+def bench_apply(arguments: list[str]) -> int:
+    """How long networks take to apply."""
+    from tests.benchmarks.bench_apply import main as run
+
+    return int(run(arguments))
+
+
+def bench_demo(arguments: list[str]) -> int:
+    """How good the demo's pictures are."""
+    from extensions_lib.demo.bench import main as run
+
+    return run(arguments)
+
+
+BENCHES: dict[str, Callable[[list[str]], int]] = {"apply": bench_apply, "demo": bench_demo}
+
+
+def bench(name: str, arguments: list[str]) -> int:
+    """Runs a benchmark by name."""
+    return BENCHES[name](arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The demo checkpoint: its picture world, its training, and the judge of its pictures."""

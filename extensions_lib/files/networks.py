@@ -1,0 +1,250 @@
+"""Networks: files of adapters, read and written."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from extensions_lib.adapters import Adapter, AdapterError, adapter_from
+from extensions_lib.errors import FileProblem
+from extensions_lib.files.cache import identity
+from extensions_lib.files.hashes import network_hashes
+from extensions_lib.files.keys import Grouped, group
+from extensions_lib.files.recognise import (
+    family_of,
+    kind_of,
+    missing_part,
+    names_one_text_encoder,
+)
+from extensions_lib.files.safe import (
+    is_pickle,
+    read_header,
+    read_tensors,
+    serialised,
+    write_safetensors,
+)
+from extensions_lib.models.families import SDXL_BASE, Family, Structure
+from extensions_lib.models.names import flat, flat_ldm
+from extensions_lib.models.strangers import describe
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Key = tuple[str, int, int]
+
+
+@dataclass
+class Network:
+    """The adapters of one file by canonical layer, and what of the file was not understood."""
+
+    name: str
+    path: Path
+    adapters: dict[str, Adapter]
+    unmatched: list[str] = field(default_factory=list)  # layers or keys with no meaning here
+    problems: list[str] = field(default_factory=list)  # "layer: what is wrong", left out
+    metadata: dict[str, str] = field(default_factory=dict)
+    family: Family | None = None
+    key: Key = ("", 0, 0)  # content identity: absolute path, size, time of the last change in ns
+
+    @property
+    def kinds(self) -> Counter[str]:
+        """Algorithm -> number of layers."""
+        return Counter(adapter.kind for adapter in self.adapters.values())
+
+    @property
+    def ranks(self) -> Counter[int]:
+        """Rank -> number of layers, of the algorithms that have ranks."""
+        ranks = (adapter.rank for adapter in self.adapters.values())
+        return Counter(rank for rank in ranks if rank is not None)
+
+
+def network_key(path: str | os.PathLike[str]) -> Key:
+    """Content identity of a file: an edited file has another. Raises FileProblem."""
+    try:
+        return (os.path.abspath(path), *identity(path))
+    except OSError as error:
+        raise FileProblem(f"{path}: cannot be read ({error.strerror}); check the name") from None
+
+
+def read_network(
+    path: str | os.PathLike[str], *, structure: Structure | None = None, name: str | None = None
+) -> Network:
+    """Reads a network; its tensors keep their dtype and are mapped, not copied (safetensors).
+
+    structure: of the loaded model, if its layer names go beyond those of SD1, SD2 and SDXL.
+    Layers that cannot be used are listed in `unmatched` and `problems`; the others load.
+    Raises FileProblem if nothing in the file can be used.
+    """
+    path = Path(path)
+    key = network_key(path)  # before the read: a change while reading gives another key later
+    tensors = read_tensors(path)
+    metadata = {} if is_pickle(path) else dict(read_header(path).metadata)
+    grouped = group(tensors, structure)
+    _add_peft_alphas(grouped, metadata)
+    network = Network(name or path.stem, path, {}, metadata=metadata, key=key)
+    network.unmatched += grouped.unmatched
+    network.problems += grouped.problems
+    for layer, parts in grouped.layers.items():
+        _add_layer(network, layer, parts, grouped.spelled[layer])
+    if not network.adapters:
+        raise FileProblem(f"{path}: {_nothing_usable(network, tensors)}")
+    network.family = family_of(
+        {
+            layer: {part: tuple(tensor.shape) for part, tensor in grouped.layers[layer].items()}
+            for layer in network.adapters
+        },
+        one_text_encoder=names_one_text_encoder(grouped),
+    )
+    return network
+
+
+def _add_layer(network: Network, layer: str, parts: dict[str, Tensor], spelled: str) -> None:
+    missing = missing_part(parts)
+    if missing:
+        network.problems.append(f"{layer}: {missing}")
+        return
+    try:
+        network.adapters[layer] = adapter_from(parts)
+    except AdapterError as error:
+        if kind_of(parts) is None:
+            network.unmatched.append(f"{spelled} ({', '.join(sorted(parts))})")
+        else:
+            network.problems.append(f"{layer}: {error}")
+
+
+def _nothing_usable(network: Network, tensors: Mapping[str, Tensor]) -> str:
+    if network.problems:
+        count = len(network.problems)
+        return f"none of its layers can be used; the first of {count}: {network.problems[0]}"
+    if network.unmatched and any(key.startswith(("lora_", "lycoris_", "oft_")) for key in tensors):
+        return (
+            f"none of its {len(network.unmatched)} layers is known, such as"
+            f" '{network.unmatched[0]}'; it was made for another kind of model or algorithm"
+        )
+    return f"is not a network for Stable Diffusion: {describe(tensors)}"
+
+
+def _add_peft_alphas(grouped: Grouped[Tensor], metadata: Mapping[str, str]) -> None:
+    """PEFT keeps alpha in its config, which diffusers puts into `lora_adapter_metadata`."""
+    try:
+        config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        grouped.problems.append("the metadata 'lora_adapter_metadata' is not JSON: alpha is rank")
+        return
+    if not config:
+        return
+    import torch
+
+    prefixes = {"unet": "unet", "te1": "text_encoder", "te2": "text_encoder_2"}
+    for layer, parts in grouped.layers.items():
+        component, _, module = layer.partition(".")
+        if "alpha" in parts or "lora_down.weight" not in parts:
+            continue
+        alpha = _peft_alpha(config, prefixes.get(component, component), module)
+        if alpha is None:
+            continue
+        if config.get(f"{prefixes.get(component, component)}.use_rslora"):
+            alpha *= math.sqrt(parts["lora_down.weight"].shape[0])
+        parts["alpha"] = torch.tensor(alpha)
+
+
+def _peft_alpha(config: Mapping[str, Any], prefix: str, module: str) -> float | None:
+    patterns = config.get(f"{prefix}.alpha_pattern")
+    for name, alpha in patterns.items() if isinstance(patterns, dict) else ():
+        if f".{module}".endswith(f".{name.removeprefix(prefix + '.')}"):
+            return float(alpha)
+    alpha = config.get(f"{prefix}.lora_alpha")
+    return float(alpha) if isinstance(alpha, (int, float)) else None
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+_ARCHITECTURES = {
+    Family.SD1: "stable-diffusion-v1/lora",
+    Family.SD2: "stable-diffusion-v2-512/lora",
+    Family.SDXL: "stable-diffusion-xl-v1-base/lora",
+}
+
+
+def write_network(
+    path: str | os.PathLike[str],
+    adapters: Mapping[str, Adapter],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    family: Family | None = None,
+) -> None:
+    """Writes a network as kohya's tools do, so that any WebUI reads it. Atomic.
+
+    metadata: texts; `sshs_model_hash`, `sshs_legacy_hash` and the basic `modelspec.*` are added
+    (a given `modelspec.*` stays). dtype: of the floating-point tensors, alpha excepted; None keeps
+    each as it is. family: decides the spelling of the layers; None: told from the shapes.
+    Raises FileProblem.
+    """
+    if not adapters:
+        raise FileProblem(f"{path}: there is no layer to write")
+    parts = {layer: adapter.tensors() for layer, adapter in adapters.items()}
+    if family is None:
+        family = family_of(
+            {
+                layer: {part: tuple(tensor.shape) for part, tensor in tensors.items()}
+                for layer, tensors in parts.items()
+            }
+        )
+    tensors = {
+        f"{flat_name(layer, family)}.{part}": _cast(tensor, part, dtype)
+        for layer, tensors in parts.items()
+        for part, tensor in tensors.items()
+    }
+    given = dict(metadata or {})
+    training = {key: text for key, text in given.items() if key.startswith("ss_")}
+    # the hashes leave out what a person may edit later
+    model_hash, legacy = network_hashes(serialised(tensors, training, str(path)))
+    basics = _modelspec(Path(path), given, family)
+    stamped = {**basics, **given, "sshs_model_hash": model_hash, "sshs_legacy_hash": legacy}
+    write_safetensors(path, tensors, stamped)
+
+
+def flat_name(layer: str, family: Family | None) -> str:
+    """A canonical layer's name in a network file; SDXL's UNet is spelled after ldm, as kohya does.
+
+    A1111 does not know some of the diffusers spellings of SDXL.
+    """
+    if family is Family.SDXL and layer.startswith("unet."):
+        try:
+            return flat_ldm(layer, SDXL_BASE)
+        except KeyError:
+            return flat(layer, family)
+    if family is None and layer.startswith("te2."):
+        family = Family.SDXL
+    return flat(layer, family or Family.SD1)
+
+
+def _cast(tensor: Tensor, part: str, dtype: torch.dtype | None) -> Tensor:
+    if dtype is None or part == "alpha" or not tensor.is_floating_point():
+        return tensor.detach()
+    return tensor.detach().to(dtype)
+
+
+def _modelspec(path: Path, given: Mapping[str, str], family: Family | None) -> dict[str, str]:
+    """The required fields of https://github.com/Stability-AI/ModelSpec."""
+    now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
+    basics = {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.title": given.get("ss_output_name") or path.stem,
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.date": now.isoformat().replace("+00:00", ""),
+    }
+    if family is not None:
+        basics["modelspec.architecture"] = _ARCHITECTURES[family]
+    return basics

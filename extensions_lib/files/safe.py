@@ -1,0 +1,239 @@
+"""Bounded reading and atomic writing of tensor files.
+
+Nothing here trusts a file: sizes, offsets and types are checked against the bytes that are there
+before anything is allocated, and a pickle is read for the names it would call before it is opened.
+Headers are read without torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from extensions_lib.errors import FileProblem
+from extensions_lib.files.header import (
+    AGAIN,
+    DTYPE_RANK,
+    MAX_HEADER,
+    Header,
+    TensorInfo,
+    foreign_content,
+    is_safetensors,
+    read_header,
+    reason,
+    short,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "PICKLE_SUFFIXES",
+    "Header",
+    "TensorInfo",
+    "atomic_write",
+    "foreign_content",
+    "is_pickle",
+    "is_safetensors",
+    "read_any_header",
+    "read_header",
+    "read_tensors",
+    "serialised",
+    "tensor_bytes",
+    "write_safetensors",
+    "write_text",
+]
+
+PICKLE_SUFFIXES = frozenset({".pt", ".ckpt", ".bin", ".pth"})
+
+
+# --- tensors ----------------------------------------------------------------------------------
+
+
+def read_any_header(path: str | os.PathLike[str]) -> Header:
+    """As `read_header`, for pickles (.pt .ckpt .bin .pth) too: shapes without torch, without code.
+
+    A pickle's tensors have no offsets here (0, 0) and no metadata.
+    Raises FileProblem.
+    """
+    if is_pickle(path):
+        from extensions_lib.files.pickles import read_pickle_header
+
+        return read_pickle_header(Path(path))
+    return read_header(path)
+
+
+def is_pickle(path: str | os.PathLike[str]) -> bool:
+    """Whether the file is to be read as a pickle: named so, and not safetensors under that name."""
+    return Path(path).suffix.lower() in PICKLE_SUFFIXES and not is_safetensors(path)
+
+
+def read_tensors(
+    path: str | os.PathLike[str], keys: Collection[str] | None = None
+) -> dict[str, Tensor]:
+    """All tensors of a file on the CPU in their own dtype, or those named in `keys`.
+
+    A safetensors file is mapped, not copied. Pickles load weights only; {"state_dict": …} is
+    flattened, and nested dicts get dotted names.
+    Raises FileProblem: also for a key that is not there, and for code in a pickle, by name.
+    """
+    path = Path(path)
+    if is_pickle(path):
+        from extensions_lib.files.pickles import flatten, read_pickle
+
+        tensors = flatten(read_pickle(path), path)
+        if keys is None:
+            return tensors
+        _check_keys(path, keys, tensors)
+        return {key: tensors[key] for key in keys}
+    header = read_header(path)
+    if keys is not None:
+        _check_keys(path, keys, header.tensors)
+    return _mapped_tensors(path, header.tensors if keys is None else keys)
+
+
+def _check_keys(path: Path, keys: Collection[str], there: Collection[str]) -> None:
+    missing = [key for key in keys if key not in there]
+    if missing:
+        raise FileProblem(
+            f"{path}: has no tensor '{short(missing[0])}' ({len(missing)} of {len(keys)} missing)"
+        )
+
+
+def _mapped_tensors(path: Path, keys: Collection[str]) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            return {key: file.get_tensor(key) for key in keys}
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        # AttributeError/KeyError: a dtype that this torch does not have
+        raise FileProblem(f"{path}: cannot be loaded ({short(error)}); {AGAIN}") from error
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a temporary path in the same folder; when the block ends well it becomes `path`.
+
+    The folder is made if missing. A link at `path` stays a link. On any failure the temporary
+    file is removed and the old file is as it was.
+    Raises FileProblem for what the disk refuses (full, read-only, …).
+    """
+    asked = Path(path)
+    target = Path(os.path.realpath(asked))
+    temporary = target.with_name(f"{target.name[:120]}.{secrets.token_hex(4)}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            raise FileProblem(f"{asked}: is a folder; name a file")
+        temporary.open("xb").close()
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        if target.exists():
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise FileProblem(
+            f"{asked}: cannot be written ({reason(error)}); the old file, if any, is unchanged"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the rename itself durable, where the system knows how (not on Windows)."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        # some network file systems cannot sync a folder; the file's own bytes are safe already
+        with contextlib.suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes UTF-8 text atomically. Raises FileProblem."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_safetensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes tensors and metadata as one safetensors file, atomically, a tensor at a time.
+
+    The bytes are those the safetensors library would write. Raises FileProblem (metadata that is
+    not text, a dtype the format lacks, a full disk).
+    """
+    chunks = serialised(tensors, metadata or {}, str(path))
+    first = next(chunks)  # so that a bad dtype or metadata is found before anything is written
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        for chunk in itertools.chain((first,), chunks):
+            file.write(chunk)
+
+
+def serialised(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], label: str = "the file"
+) -> Iterator[bytes | memoryview]:
+    """The bytes of a safetensors file: the header first, then the tensors one by one."""
+    for key, text in metadata.items():
+        if not isinstance(key, str) or not isinstance(text, str):
+            raise FileProblem(f"{label}: the metadata '{short(key)}' must be text")
+    names = {name: _dtype_name(name, tensor, label) for name, tensor in tensors.items()}
+    order = sorted(names, key=lambda name: (-DTYPE_RANK[names[name]], name))
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    reached = 0
+    for name in order:
+        size = tensors[name].numel() * tensors[name].element_size()
+        header[name] = {
+            "dtype": names[name],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [reached, reached + size],
+        }
+        reached += size
+    try:
+        raw = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise FileProblem(f"{label}: a name or metadata is not valid Unicode ({error})") from None
+    raw += b" " * (-len(raw) % 8)
+    if len(raw) > MAX_HEADER:
+        raise FileProblem(f"{label}: names and metadata take {len(raw)} bytes, over {MAX_HEADER}")
+    yield len(raw).to_bytes(8, "little") + raw
+    for name in order:
+        yield tensor_bytes(tensors[name])
+
+
+def _dtype_name(name: str, tensor: Tensor, label: str) -> str:
+    from extensions_lib.files.dtypes import safetensors_name
+
+    if name == "__metadata__":
+        raise FileProblem(f"{label}: no tensor may be named '__metadata__'")
+    found = safetensors_name(tensor.dtype)
+    if found is None:
+        raise FileProblem(f"{label}: '{name}' has dtype {tensor.dtype}, which cannot be saved")
+    return found
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The raw little-endian bytes of a tensor, in C order; no copy if it is so already."""
+    import torch
+
+    plain = tensor.detach().to("cpu").contiguous().reshape(-1)
+    return plain.view(torch.uint8).numpy().data

@@ -1,0 +1,1 @@
+"""The hosts: each builds a LoadedModel and samples pictures; nothing below knows which it is."""

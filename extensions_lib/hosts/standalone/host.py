@@ -1,0 +1,223 @@
+"""The standalone host: its checkpoints, the loaded model, and one queue in front of it.
+
+Making one costs nothing: torch and the model are loaded when something is asked of them.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from extensions_lib.errors import FileProblem, Stopped
+from extensions_lib.hosts.base import GenerationRequest, GenerationResult, OnProgress
+
+if TYPE_CHECKING:
+    from extensions_lib.hosts.standalone.generate import Generator
+    from extensions_lib.library import Library
+    from extensions_lib.models.loaded import LoadedModel
+
+ROOT = Path(__file__).resolve().parents[3]
+SUFFIXES = (".safetensors", ".ckpt")
+SIDES = {"SD1": 512, "SD2": 768, "SDXL": 1024}
+CFG_KEY = "crucible.cfg"  # likewise: the CFG scale that suits it
+SIZE_KEY = "crucible.size"  # in a checkpoint's metadata: "512" or "512x768", width first
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_SIZE = re.compile(r"\s*(\d+)(?:\s*[x×]\s*(\d+))?\s*")
+_POLL_SECONDS = 0.1
+
+
+class StandaloneHost:
+    """Samples with diffusers. `root` holds models/Stable-diffusion, models/demo and models/Lora.
+
+    `checkpoint` None takes the demo checkpoint, or else the first one found. `threads` sets how
+    many CPU threads torch uses (None: torch's own choice). Calls queue: one user at a time.
+    """
+
+    name = "Crucible"
+
+    def __init__(
+        self,
+        checkpoint: Path | str | None = None,
+        root: Path | str = ROOT,
+        *,
+        threads: int | None = None,
+        device: str | None = None,
+    ) -> None:
+        self.root = Path(root)
+        self._threads = threads
+        self._device = device
+        self._lock = threading.RLock()
+        self._generator: Generator | None = None
+        self._library: Library | None = None
+        self._path: Path | None = None
+        if checkpoint is not None:
+            self._path = self.find_checkpoint(checkpoint)
+
+    def checkpoints(self) -> list[Path]:
+        """The checkpoint files: the demo first, then models/Stable-diffusion with subfolders."""
+        demo = self.root / "models" / "demo" / "demo.safetensors"
+        folder = self.root / "models" / "Stable-diffusion"
+        found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        others = sorted((path for path in found if path.is_file()), key=lambda p: str(p).lower())
+        return [demo, *others] if demo.is_file() else others
+
+    def find_checkpoint(self, name: Path | str) -> Path:
+        """A checkpoint by its path, file name or stem.
+
+        Raises FileProblem, naming what there is, when it is not found.
+        """
+        path = Path(name)
+        if path.is_file():
+            return path
+        known = self.checkpoints()
+        for match in known:
+            if str(name).lower() in (match.name.lower(), match.stem.lower()):
+                return match
+        names = ", ".join(match.name for match in known) or "none"
+        raise FileProblem(f"{name}: no such checkpoint; there are: {names}.")
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint in use. Raises FileProblem when there is none at all."""
+        if self._path is None:
+            known = self.checkpoints()
+            if not known:
+                folder = self.root / "models" / "Stable-diffusion"
+                raise FileProblem(f"{folder}: no checkpoint found; put a .safetensors file there.")
+            self._path = known[0]
+        return self._path
+
+    def use_checkpoint(self, name: Path | str) -> None:
+        """Switches to another checkpoint; the old model is freed, the new one loads when needed.
+
+        Raises FileProblem when there is no such file.
+        """
+        path = self.find_checkpoint(name)
+        with self._lock:
+            if self._path is not None and path.resolve() == self._path.resolve():
+                return
+            self._unload()
+            self._path = path
+
+    def default_size(self) -> tuple[int, int]:
+        """Width and height for new pictures: what the checkpoint's metadata says, or its family.
+
+        Raises FileProblem when the checkpoint cannot be read.
+        """
+        from extensions_lib.files.checkpoints import checkpoint_structure
+
+        stated = _SIZE.fullmatch(self._stated(SIZE_KEY))
+        if stated:
+            return int(stated[1]), int(stated[2] or stated[1])
+        path, generator = self.checkpoint, self._generator
+        if generator is not None and generator.model.path == path:
+            side = SIDES[generator.model.family.value]
+        else:
+            side = SIDES[checkpoint_structure(path).family.value]
+        return side, side
+
+    def default_cfg(self) -> float:
+        """The CFG scale for new pictures: what the checkpoint's metadata says, or 7.
+
+        Raises FileProblem when the checkpoint cannot be read.
+        """
+        stated = _NUMBER.fullmatch(self._stated(CFG_KEY))
+        return float(stated[0]) if stated else 7.0
+
+    def _stated(self, key: str) -> str:
+        """A value of the checkpoint's metadata, "" if it has none."""
+        from extensions_lib.files.safe import read_header
+
+        path, generator = self.checkpoint, self._generator
+        if generator is not None and generator.model.path == path:
+            return generator.model.metadata.get(key, "")
+        if path.suffix.lower() != ".safetensors":
+            return ""
+        return read_header(path).metadata.get(key, "")
+
+    def network_folders(self) -> Sequence[Path]:
+        return [self.root / "models" / "Lora"]
+
+    @property
+    def library(self) -> Library:
+        """The network files; made at first use."""
+        with self._lock:
+            if self._library is None:
+                from extensions_lib.library import Library
+
+                self._library = Library(self.network_folders(), self.root / "cache")
+            return self._library
+
+    def model(self) -> LoadedModel:
+        """The loaded checkpoint. Raises FileProblem when it cannot be loaded."""
+        with self._lock:
+            return self._ready().model
+
+    @contextmanager
+    def exclusive(self, stop: threading.Event | None = None) -> Iterator[LoadedModel]:
+        """The model for one caller alone, with no network applied, until the block ends.
+
+        Raises Stopped when `stop` is set while another caller has it.
+        """
+        with self._turn(stop):
+            generator = self._ready()
+            generator.networks.release()
+            yield generator.model
+
+    def generate(
+        self,
+        request: GenerationRequest,
+        on_progress: OnProgress | None = None,
+        stop: threading.Event | None = None,
+    ) -> GenerationResult:
+        """Makes the pictures, after those of whoever came before.
+
+        Raises CrucibleError for what cannot be made, Stopped when nothing was finished.
+        """
+        with self._turn(stop):
+            return self._ready().generate(request, self.default_size(), on_progress, stop)
+
+    def close(self) -> None:
+        """Frees the model; it loads again when needed."""
+        with self._lock:
+            self._unload()
+
+    @contextmanager
+    def _turn(self, stop: threading.Event | None) -> Iterator[None]:
+        """Waits for the model; gives up with Stopped when `stop` is set first."""
+        while not self._lock.acquire(timeout=_POLL_SECONDS):
+            if stop is not None and stop.is_set():
+                raise Stopped("Stopped while waiting for another job.")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _ready(self) -> Generator:
+        if self._generator is None:
+            import torch
+
+            from extensions_lib.hosts.standalone.generate import Generator
+            from extensions_lib.hosts.standalone.load import load_checkpoint
+
+            if self._threads is not None:
+                torch.set_num_threads(max(1, self._threads))
+            model = load_checkpoint(self.checkpoint, device=self._device)
+            self._generator = Generator(model, self.library)
+        return self._generator
+
+    def _unload(self) -> None:
+        if self._generator is None:
+            return
+        import torch
+
+        self._generator.networks.release()
+        self._generator = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

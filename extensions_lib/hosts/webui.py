@@ -1,0 +1,197 @@
+"""Networks in a WebUI: its `<lora:…>` and `<lyco:…>` tags, answered by Crucible.
+
+One session lives as long as the program, through reloads of the page. It knows the library, and
+the networks in force on the model that is loaded. Networks are in force while pictures are made
+and only then, so that whatever else uses or replaces the checkpoint finds it clean.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from extensions_lib.errors import CrucibleError
+from extensions_lib.prompts.tags import NetworkRequest, network_requests
+
+if TYPE_CHECKING:
+    from extensions_lib.hosts.networks import Applied, Networks
+    from extensions_lib.library import Library
+    from extensions_lib.models.loaded import LoadedModel
+
+log = logging.getLogger("crucible")
+NAMES = ("lora", "lyco")
+_CACHES = ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc")
+
+
+class WebUI(Protocol):
+    """What differs between the WebUIs, for the use of networks."""
+
+    name: str
+
+    def loaded_model(self, sd_model: Any) -> LoadedModel: ...
+
+    def forget_builtin(self) -> None: ...
+
+
+class Session:
+    """The library and the networks in force.
+
+    Args:
+        host: the WebUI.
+        folders: where it looks for networks.
+        cache: folder for what was learned about files.
+    """
+
+    def __init__(self, host: WebUI, folders: Sequence[Path], cache: Path) -> None:
+        self.host, self.folders, self._cache = host, list(folders), cache
+        self._networks: Networks | None = None
+        self._of: object = None
+        self._text_identity: Hashable = ()
+
+    @cached_property
+    def library(self) -> Library:
+        """The network files, read when first asked for."""
+        from extensions_lib.library import Library
+
+        library = Library(self.folders, self._cache)
+        library.refresh()
+        return library
+
+    def apply(self, sd_model: Any, requests: Sequence[NetworkRequest]) -> Applied:
+        """Puts exactly these networks in force on the model. Raises CrucibleError."""
+        return self._on(sd_model).apply(requests)
+
+    def park(self) -> None:
+        """Takes all networks off; the next picture with the same ones finds them computed."""
+        if self._networks is not None:
+            self._networks.park()
+
+    def forget_model(self) -> None:
+        """Takes all networks off and frees their memory: the model is being replaced."""
+        if self._networks is not None:
+            self._networks.release()
+        self._networks, self._of = None, None
+
+    def text_changed(self, applied: Applied) -> bool:
+        """Whether the text encoders answer otherwise than at the last call."""
+        changed = applied.text_identity != self._text_identity
+        self._text_identity = applied.text_identity
+        return changed
+
+    def _on(self, sd_model: Any) -> Networks:
+        if self._networks is None or self._of is not sd_model:
+            self.forget_model()
+            from extensions_lib.hosts.networks import Networks
+
+            self._networks = Networks(self.host.loaded_model(sd_model), self.library)
+            self._of = sd_model
+        return self._networks
+
+
+def requests_of(params_list: Sequence[Any]) -> tuple[list[NetworkRequest], list[str]]:
+    """The WebUI's parsed tags as requests, and what is wrong with the others, in sentences."""
+    requests, problems = [], []
+    for params in params_list:
+        tag = f"<lora:{':'.join(str(item) for item in params.items)}>"
+        _, found, wrong = network_requests(tag)
+        requests += found
+        problems += [problem.message for problem in wrong]
+    return requests, problems
+
+
+def activate(session: Session, p: Any, params_list: Sequence[Any], options: Any) -> None:
+    """Brings the networks of a batch into force; says at the picture what could not be.
+
+    `p` is the WebUI's StableDiffusionProcessing, `options` its settings. Never raises for a
+    network that is missing or does not fit: the others still apply.
+    """
+    from extensions_lib.hosts.networks import Applied
+
+    requests, messages = requests_of(_with_default(p, list(params_list), options))
+    applied = Applied()
+    if requests:
+        _clean_up_at_the_end(session, p)
+        try:
+            applied = session.apply(p.sd_model, requests)
+        except CrucibleError as error:
+            messages.append(str(error))
+    else:
+        session.park()
+    messages += applied.messages
+    if session.text_changed(applied):
+        _forget_conditions(p)
+    if getattr(options, "lora_add_hashes_to_infotext", True):
+        _note_hashes(p, applied)
+    for message in messages:
+        log.warning(message)
+        if message not in getattr(p, "comments", {}):
+            p.comment(message)
+
+
+def _with_default(p: Any, params_list: list[Any], options: Any) -> list[Any]:
+    """The tags, and the network that the settings add to every prompt."""
+    added = getattr(options, "sd_lora", "None")
+    if added in (None, "", "None") or any(params.items[0] == added for params in params_list):
+        return params_list
+    from modules import extra_networks
+
+    weight = options.extra_networks_default_multiplier
+    p.all_prompts = [f"{prompt}<lora:{added}:{weight}>" for prompt in p.all_prompts]
+    return [*params_list, extra_networks.ExtraNetworkParams(items=[added, weight])]
+
+
+def _clean_up_at_the_end(session: Session, p: Any) -> None:
+    """An order that fails or is stopped is closed too, but its `deactivate` is never called."""
+    if getattr(p, "crucible_cleans_up", False):
+        return
+    close: Callable[[], Any] = p.close
+
+    def clean_up() -> Any:
+        session.park()
+        return close()
+
+    p.close, p.crucible_cleans_up = clean_up, True
+
+
+def _forget_conditions(p: Any) -> None:
+    """The WebUI remembers encoded prompts by their words, which miss a network file's change."""
+    for name in _CACHES:
+        cache = getattr(p, name, None)
+        if cache is not None:
+            cache[0] = None
+
+
+def _note_hashes(p: Any, applied: Applied) -> None:
+    from extensions_lib.prompts.infotext import write_hashes
+
+    # The second pass of a hires fix adds its own to those of the first.
+    if not getattr(p, "is_hr_pass", False) or not hasattr(p, "lora_hashes"):
+        p.lora_hashes = {}
+    p.lora_hashes.update(applied.hashes)
+    if p.lora_hashes:
+        p.extra_generation_params["Lora hashes"] = write_hashes(p.lora_hashes)
+
+
+def take_over(session: Session) -> None:
+    """Becomes the WebUI's handler of `lora` and `lyco` tags, in place of the builtin one."""
+    from modules import extra_networks, shared
+
+    class CrucibleNetworks(extra_networks.ExtraNetwork):
+        """The handler that the WebUI calls with the tags of each batch."""
+
+        def __init__(self) -> None:
+            super().__init__(NAMES[0])
+
+        def activate(self, p: Any, params_list: Sequence[Any]) -> None:
+            activate(session, p, params_list, shared.opts)
+
+        def deactivate(self, p: Any) -> None:
+            session.park()
+
+    handler = CrucibleNetworks()
+    session.host.forget_builtin()
+    extra_networks.register_extra_network(handler)
+    extra_networks.register_extra_network_alias(handler, NAMES[1])

@@ -1,0 +1,9 @@
+"""Networks on disk: names, aliases, previews, notes, hashes; without opening what has not changed.
+
+Needs no torch.
+"""
+
+from extensions_lib.library.entry import Entry
+from extensions_lib.library.index import Library
+
+__all__ = ["Entry", "Library"]

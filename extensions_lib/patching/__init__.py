@@ -1,0 +1,5 @@
+"""Networks onto a live model and off again: the base weights are never written to."""
+
+from extensions_lib.patching.active import ActiveSet, ApplyReport, Wanted
+
+__all__ = ["ActiveSet", "ApplyReport", "Wanted"]

@@ -1,0 +1,128 @@
+"""One weight of the model, and the merged weight that stands in for it.
+
+The base is never written to. A merged weight is a Parameter of its own: attaching puts that object
+into the module, detaching puts the very same original object back.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from extensions_lib.adapters.base import Adapter
+from extensions_lib.adapters.merge import merged
+
+# First row and end of a part of a weight: all of it, or q, k or v of a fused attention weight.
+Rows = tuple[int, int]
+
+
+@dataclass
+class Recipe:
+    """What one parameter is to become: for each part of its rows, adapters and multipliers.
+
+    `transposed`: the module holds the transpose of the weight that the adapters are made for.
+    `signature` says the same by content keys: two recipes with equal signatures give equal bits.
+    """
+
+    module: nn.Module
+    name: str
+    transposed: bool = False
+    stacks: dict[Rows, list[tuple[Adapter, float]]] = field(default_factory=dict)
+    signature: list[tuple[object, ...]] = field(default_factory=list)
+
+    @property
+    def place(self) -> tuple[int, str]:
+        return id(self.module), self.name
+
+
+@dataclass
+class Attached:
+    """A parameter of a module with its merged stand-in in force."""
+
+    module: nn.Module
+    name: str
+    original: nn.Parameter
+    stand_in: nn.Parameter
+    signature: list[tuple[object, ...]] = field(default_factory=list)
+    base_version: int | None = None
+
+    def put_in(self) -> None:
+        self.module._parameters[self.name] = self.stand_in
+
+    def put_back(self) -> None:
+        self.module._parameters[self.name] = self.original
+
+    def follow(self) -> None:
+        """Take the original to where the host has moved the model in the meantime."""
+        here, there = self.original, self.stand_in
+        if here.device != there.device or here.dtype != there.dtype:
+            self.original.data = here.data.to(there.device, there.dtype)
+
+    def park(self) -> None:
+        """Note the state of the original, by which `still_true` tells later whether it changed."""
+        self.base_version = _version(self.original)
+
+    def still_true(self) -> bool:
+        """Whether the stand-in still is what merging the module's weight would give.
+
+        A host that loads another checkpoint into the same modules writes to the original, which
+        torch counts, or replaces it. Inference tensors have no count: for them it cannot be told.
+        """
+        here, there = self.original, self.stand_in
+        return (
+            self.module._parameters.get(self.name) is here
+            and self.base_version is not None
+            and self.base_version == _version(here)
+            and (here.device, here.dtype) == (there.device, there.dtype)
+        )
+
+
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
+class Buffers:
+    """Memory of merged weights that are not in force, to be used again.
+
+    Writing to fresh pages costs several times the merge itself, so memory is taken from here first.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[object, ...], list[nn.Parameter]] = {}
+
+    def take(self, like: Tensor) -> nn.Parameter:
+        """A parameter of the shape, layout, type and device of `like`, its values arbitrary."""
+        if free := self._free.get(self._sort(like)):
+            return free.pop()
+        return nn.Parameter(torch.empty_like(like), requires_grad=False)
+
+    def give(self, buffer: nn.Parameter) -> None:
+        self._free.setdefault(self._sort(buffer), []).append(buffer)
+
+    def empty(self) -> None:
+        self._free.clear()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(buffer.nbytes for free in self._free.values() for buffer in free)
+
+    @staticmethod
+    def _sort(like: Tensor) -> tuple[object, ...]:
+        return like.shape, like.stride(), like.dtype, like.device
+
+
+def write(out: Tensor, base: Tensor, recipe: Recipe) -> None:
+    """Compute the merged weight of `base` into `out`; rows that no stack names are copied."""
+    if recipe.transposed:
+        out, base = out.t(), base.t()
+    done = 0
+    for start, stop in sorted(recipe.stacks):
+        if start < done:
+            raise ValueError(f"two layers share rows {start} to {done} of one weight")
+        if done < start:
+            out[done:start].copy_(base[done:start])
+        stack = recipe.stacks[start, stop]
+        merged(base[start:stop], stack, out=out[start:stop], in_order=True)
+        done = stop
+    if done < len(base):
+        out[done:].copy_(base[done:])

@@ -1,0 +1,197 @@
+"""Network tags: `<lora:name:0.8>` and its kin, taken out of a prompt.
+
+    <lora:name>  <lora:name:te>  <lora:name:te:unet>  <lora:name:te:unet:dyn>
+    <lora:name:te=0.5:unet=1:dyn=8>          the same by name
+    <lyco:…>                                 another spelling of <lora:…>
+    <hypernet:name>  <hypernet:name:weight>
+
+`te` weighs the text encoder (1 when not written), `unet` the UNet (as `te` when not written),
+`dyn` keeps the first ranks of a DyLoRA. What is a tag, and what its parts mean, is as in
+AUTOMATIC1111 WebUI 1.10.1; unlike there, a tag with a mistake does not take the others with it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+_OPENING = re.compile(r"<(\w+):")
+_ALIASES = {"lyco": "lora"}
+_POSITIONS = {"lora": ("te", "unet", "dyn"), "hypernet": ("weight",)}
+
+
+@dataclass(frozen=True)
+class NetworkTag:
+    """A tag as written. `args` follow the name, `named` are those written `key=value`."""
+
+    kind: str
+    name: str
+    args: tuple[str, ...]
+    named: Mapping[str, str]
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class NetworkRequest:
+    """A network to apply, with its weights on the text encoder and the UNet."""
+
+    kind: str
+    name: str
+    te: float = 1.0
+    unet: float = 1.0
+    dyn: int | None = None
+    tag: str = ""
+
+
+@dataclass(frozen=True)
+class TagProblem:
+    """What is wrong with the tag that begins at `start` of the prompt, as a sentence."""
+
+    tag: str
+    start: int
+    message: str
+
+
+def split_tags(prompt: str) -> tuple[str, list[NetworkTag]]:
+    """The prompt without its tags, and the tags of every kind in order."""
+    kept: list[str] = []
+    tags: list[NetworkTag] = []
+    copied = position = 0
+    while match := _OPENING.search(prompt, position):
+        close = prompt.find(">", match.end())
+        if close < 0:
+            break
+        if close == match.end():
+            position = close
+            continue
+        kept.append(prompt[copied : match.start()])
+        position = copied = close + 1
+        tags.append(_tag(prompt, match.group(1), match.start(), match.end(), position))
+    kept.append(prompt[copied:])
+    return "".join(kept), tags
+
+
+def _tag(prompt: str, kind: str, start: int, inside: int, end: int) -> NetworkTag:
+    name, *items = prompt[inside : end - 1].split(":")
+    args: list[str] = []
+    named: dict[str, str] = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if equals and "=" not in value:
+            named[key] = value
+        else:
+            args.append(item)
+    return NetworkTag(
+        kind, name, tuple(args), MappingProxyType(named), prompt[start:end], start, end
+    )
+
+
+class _TagMistake(Exception):
+    """The tag cannot be used; the text says why."""
+
+
+def _weight(tag: NetworkTag, key: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise _TagMistake(
+            f"{key} weight {text!r} is not a number; write for example "
+            f"<{tag.kind}:{tag.name}:0.8>. The tag was left out."
+        ) from None
+    if not math.isfinite(value):
+        raise _TagMistake(f"{key} weight {text!r} is not a finite number. The tag was left out.")
+    return value
+
+
+def _rank(text: str) -> int | None:
+    """A number of ranks; None for anything but a whole number above 0."""
+    try:
+        value = int(text)
+    except ValueError:
+        return None
+    return value if value > 0 else None
+
+
+def _arguments(tag: NetworkTag, keys: tuple[str, ...]) -> tuple[dict[str, list[str]], list[str]]:
+    """What is written for each key, the value that counts last; and what has no meaning here."""
+    found: dict[str, list[str]] = {}
+    for key, text in zip(keys, tag.args, strict=False):
+        found.setdefault(key, []).append(text)
+    foreign = list(tag.args[len(keys) :])
+    for key, text in tag.named.items():
+        if key in keys:
+            found.setdefault(key, []).append(text)
+        else:
+            foreign.append(f"{key}={text}")
+    return found, foreign
+
+
+def _request(tag: NetworkTag) -> tuple[NetworkRequest, list[str]]:
+    """The request of one tag and the mistakes that do not keep it from being used.
+
+    Raises _TagMistake for a name or weight that cannot be used.
+    """
+    kind = _ALIASES.get(tag.kind, tag.kind)
+    if not tag.name.strip():
+        raise _TagMistake("the name is missing. The tag was left out.")
+    if kind not in _POSITIONS:
+        return NetworkRequest(kind, tag.name, tag=tag.text), []
+    keys = _POSITIONS[kind]
+    found, foreign = _arguments(tag, keys)
+    mistakes = [f"{text!r} has no meaning here. It was ignored." for text in foreign]
+    weights = {
+        key: [_weight(tag, key, text) for text in texts][-1]
+        for key, texts in found.items()
+        if key != "dyn"
+    }
+    te = weights.get(keys[0], 1.0)
+    dyn: int | None = None
+    for text in found.get("dyn", []):
+        dyn = _rank(text)
+        if dyn is None:
+            mistakes.append(f"dyn {text!r} is not a whole number above 0. It was ignored.")
+    unet = weights.get("unet", te)
+    return NetworkRequest(kind, tag.name, te, unet, dyn, tag.text), mistakes
+
+
+def network_requests(prompt: str) -> tuple[str, list[NetworkRequest], list[TagProblem]]:
+    """The prompt without tags, the networks it asks for in order, and what is wrong with its tags.
+
+    Kinds: "lora" (also written "lyco") and "hypernet" with their weights; any other kind keeps its
+    name and default weights, for the caller to know or to refuse. A tag with a bad name or weight
+    is left out; any other bad argument is ignored. Each has a TagProblem.
+    """
+    text, tags = split_tags(prompt)
+    requests: list[NetworkRequest] = []
+    problems: list[TagProblem] = []
+    for tag in tags:
+        try:
+            request, mistakes = _request(tag)
+            requests.append(request)
+        except _TagMistake as mistake:
+            mistakes = [str(mistake)]
+        problems += [TagProblem(tag.text, tag.start, f"{tag.text}: {why}") for why in mistakes]
+    return text, requests, problems
+
+
+def with_weight(prompt: str, weight: float, name: str | None = None) -> str:
+    """The prompt with this weight, for text encoder and UNet, in its network tags.
+
+    In those of the network `name`, or in all; what else a tag says stays.
+    """
+    for tag in reversed(split_tags(prompt)[1]):
+        kind = _ALIASES.get(tag.kind, tag.kind)
+        if kind not in _POSITIONS or name not in (None, tag.name):
+            continue
+        weights = [key for key in _POSITIONS[kind] if key != "dyn"]
+        rest = [f"{key}={value}" for key, value in tag.named.items() if key not in weights]
+        if len(tag.args) > len(weights):
+            rest.insert(0, f"dyn={tag.args[len(weights)]}")
+        new = ":".join([tag.kind, tag.name, f"{weight:g}", *rest])
+        prompt = f"{prompt[: tag.start]}<{new}>{prompt[tag.end :]}"
+    return prompt

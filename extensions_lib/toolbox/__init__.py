@@ -1,0 +1,1 @@
+"""Tools on files: inspect (and, beside it, convert, merge, resize, extract, bake)."""

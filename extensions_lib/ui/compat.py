@@ -1,0 +1,34 @@
+"""The few places where gradio 3.41 (A1111), 4.40 (Forge) and 4.44 (standalone) differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+VERSION = tuple(int(part) for part in gr.__version__.split(".")[:2])
+
+
+def on_browser(code: str) -> dict[str, Any]:
+    """The keyword that runs a JavaScript function with an event: `js`, in gradio 3 `_js`."""
+    return {"js": code} if VERSION >= (4, 0) else {"_js": code}
+
+
+def at_once() -> dict[str, Any]:
+    """Keywords for an event that does not wait in line and shows no spinner."""
+    return {"queue": False, "show_progress": "hidden"}
+
+
+def only_last() -> dict[str, Any]:
+    """Keyword for an event of which, while one is under way, only the newest matters."""
+    return {"trigger_mode": "always_last"} if VERSION >= (4, 0) else {}
+
+
+def side_by_side(limit: int) -> dict[str, Any]:
+    """Keyword that lets several windows be inside one event (gradio 3 is told so at `queue`)."""
+    return {"concurrency_limit": limit} if VERSION >= (4, 0) else {}
+
+
+def lossless() -> dict[str, Any]:
+    """Keyword that keeps a gallery from recompressing pictures; gradio 3 never did."""
+    return {"format": "png"} if VERSION >= (4, 0) else {}

@@ -1,0 +1,266 @@
+"""The popup about one network: its file, its training, the person's notes, whether it would fit.
+
+Everything is read when the popup is asked for, from headers, without torch. The hashes, which take
+a look at the whole file, come after the rest. All text from files is escaped.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from extensions_lib.errors import FileProblem
+from extensions_lib.ui import pieces
+from extensions_lib.ui.cards import preferred_weight
+
+if TYPE_CHECKING:
+    from extensions_lib.files.recognise import NetworkFacts, Shapes
+    from extensions_lib.library import Entry
+    from extensions_lib.models.families import Structure
+
+ABOUT_ROUTE = "/crucible/network"
+HASHES_ROUTE = "/crucible/network/hashes"
+TAGS_SHOWN = 20
+LAYERS_LISTED = 20
+MOST = 2**53  # no count of pictures; a number of a thousand digits would not even print
+GONE = "{file}: is not among the networks any more; press Refresh."
+INSERT_HINT = '<p class="crucible-hint">A click puts it into the prompt.</p>'
+# What stands in it while an answer is awaited, and if none comes, is taken from the templates.
+POPUP = (
+    '<dialog id="crucible-about" aria-labelledby="crucible-about-name">'
+    '<div class="crucible-sheet">'
+    '<header><h2 id="crucible-about-name" translate="no"></h2>'
+    '<button type="button" class="crucible-close" aria-label="Close">×</button></header>'
+    '<div class="crucible-facts" aria-live="polite"></div></div></dialog>'
+    '<template id="crucible-reading"><p class="crucible-hint">Reading the file …</p></template>'
+    '<template id="crucible-unanswered"><ul class="crucible-messages crucible-error" role="alert">'
+    "<li><span>Crucible gave no answer.</span> <code></code></li></ul></template>"
+)
+
+
+@dataclass(frozen=True)
+class Match:
+    """How many layers of a network change one of a checkpoint, and which do not."""
+
+    fitting: int
+    strange: list[str]
+
+
+@dataclass
+class About:
+    """What the popup shows; `problems` are sentences about what could not be read or used."""
+
+    entry: Entry
+    facts: NetworkFacts | None = None
+    match: Match | None = None
+    triggers: list[str] = field(default_factory=list)
+    tags: list[tuple[str, int]] = field(default_factory=list)
+    user: Mapping[str, Any] = field(default_factory=dict)
+    description: str = ""
+    problems: list[str] = field(default_factory=list)
+
+
+# --- what there is to say ---------------------------------------------------------------------
+
+
+def about(entry: Entry, checkpoint: Path | None) -> About:
+    """Reads what is known of a network; what cannot be read becomes one of the `problems`."""
+    told = About(entry)
+    try:
+        told.user, told.description = entry.user, entry.description
+    except FileProblem as problem:
+        told.problems.append(str(problem))
+    words = told.user.get("activation text")
+    told.triggers = [words] if isinstance(words, str) and words.strip() else []
+    try:
+        _read_header(told, checkpoint)
+    except FileProblem as problem:
+        told.problems.append(str(problem))
+    if entry.problem and entry.problem not in told.problems:
+        told.problems.append(entry.problem)
+    return told
+
+
+def _read_header(told: About, checkpoint: Path | None) -> None:
+    """What the file's header says, and whether that fits the checkpoint. Raises FileProblem."""
+    from extensions_lib.files.checkpoints import checkpoint_structure
+    from extensions_lib.files.recognise import facts_of
+    from extensions_lib.files.safe import read_any_header
+
+    header = read_any_header(told.entry.path)
+    phrase = header.metadata.get("modelspec.trigger_phrase", "")
+    if phrase.strip() and phrase not in told.triggers:
+        told.triggers.append(phrase)
+    try:
+        told.tags = frequent_tags(header.metadata.get("ss_tag_frequency", ""))
+    except FileProblem as problem:
+        told.problems.append(str(problem))
+    told.facts = facts_of(header.shapes)
+    if checkpoint is not None and told.facts.layers:
+        told.match = match(header.shapes, checkpoint_structure(checkpoint))
+
+
+def frequent_tags(text: str, most: int = TAGS_SHOWN) -> list[tuple[str, int]]:
+    """The tags that most training pictures had, over all folders of pictures, with their numbers.
+
+    text: `ss_tag_frequency` of kohya's trainers, {"folder": {"tag": number}}; entries of another
+    form are passed over. Raises FileProblem if it is not a JSON object.
+    """
+    if not text:
+        return []
+    try:
+        folders = json.loads(text)
+    except (ValueError, RecursionError):
+        folders = None
+    if not isinstance(folders, dict):
+        raise FileProblem("The training tags in its metadata (ss_tag_frequency) are not readable.")
+    counts: Counter[str] = Counter()
+    for tags in folders.values():
+        for tag, count in tags.items() if isinstance(tags, dict) else ():
+            if tag.strip() and isinstance(count, int) and 0 < count < MOST:
+                counts[tag.strip()] += count
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]
+
+
+def match(shapes: Shapes, structure: Structure) -> Match:
+    """Holds the layers of a network against those of a checkpoint, by names and shapes alone."""
+    from extensions_lib.files.keys import group
+    from extensions_lib.files.recognise import fits, kind_of, layers_of, missing_part
+
+    weights = layers_of(structure)
+    grouped = group(shapes, structure)
+    fitting, strange = 0, list(grouped.unmatched)
+    for layer, parts in grouped.layers.items():
+        lacking = missing_part(parts)
+        if layer not in weights:
+            strange.append(f"{layer}: the checkpoint has no such layer")
+        elif lacking:
+            strange.append(f"{layer}: {lacking}")
+        elif kind_of(parts) is None:
+            strange.append(f"{layer}: no algorithm known here ({', '.join(sorted(parts))})")
+        elif fits(parts, weights[layer].shape) is False:
+            strange.append(f"{layer}: made for a layer of another size")
+        else:
+            fitting += 1
+    return Match(fitting, strange)
+
+
+# --- as HTML ----------------------------------------------------------------------------------
+
+
+def about_html(told: About) -> str:
+    """The inside of the popup."""
+    entry, facts = told.entry, told.facts
+    rows = [("File", _file(entry))]
+    if facts is not None and facts.layers:
+        family = "" if facts.family is None else facts.family.value
+        rows += [
+            ("Kind", _said(facts.title)),
+            ("Rank", _said(_ranks(facts))),
+            ("Base", _said(family) or pieces.words("not known")),
+            ("Layers", _layers(facts, told.match)),
+        ]
+    if isinstance(told.user.get("preferred weight"), int | float):
+        rows.append(("Preferred weight", _said(f"{preferred_weight(told.user):g}")))
+    inside = "".join(f"<dt>{label}</dt><dd>{value}</dd>" for label, value in rows if value)
+    triggers = _inserts((words, "") for words in told.triggers)
+    tags = _inserts((tag, str(count)) for tag, count in told.tags)
+    notes = _notes(told.description, told.user.get("notes"))
+    address = f"{HASHES_ROUTE}?file={quote(str(entry.path), safe='')}"
+    return "".join(
+        (
+            pieces.messages(told.problems, "error"),
+            f"<dl>{inside}</dl>",
+            _strange(told.match),
+            _section("Trigger words", triggers),
+            _section("Most frequent training tags", tags),
+            INSERT_HINT if triggers or tags else "",
+            _section("Notes", notes),
+            _section("Hashes", f'<div data-fill="{html.escape(address)}"></div>'),
+        )
+    )
+
+
+def hashes_html(entry: Entry) -> str:
+    """The hashes of a file, or what kept it from being read."""
+    from extensions_lib.files.hashes import sha256_file, short_checkpoint_hash
+
+    try:
+        network, full = entry.hash, sha256_file(entry.path, entry.cache)
+    except FileProblem as problem:
+        return pieces.messages([str(problem)], "error")
+    rows = {
+        "AutoV3": entry.short_hash,
+        "AutoV2": short_checkpoint_hash(full),
+        "network": network,
+        "sha256": full,
+    }
+    inside = "".join(f"<dt>{kind}</dt><dd><code>{text}</code></dd>" for kind, text in rows.items())
+    return f'<dl translate="no">{inside}</dl>'
+
+
+def _said(text: str) -> str:
+    """Text from a file, which a translation leaves alone."""
+    return f'<span translate="no">{html.escape(text)}</span>' if text else ""
+
+
+def _file(entry: Entry) -> str:
+    size, changed = entry.identity
+    day = datetime.fromtimestamp(changed / 1e9).strftime("%Y-%m-%d %H:%M")
+    path = f"{entry.relative}{entry.path.suffix}"
+    return f"{_said(path)}<br>{_said(f'{size / 1e6:,.1f} MB · {day}')}"
+
+
+def _ranks(facts: NetworkFacts) -> str:
+    """16, or where layers differ: 4 × 12, 16 × 180."""
+    if len(facts.ranks) < 2:
+        return ", ".join(str(rank) for rank in facts.ranks)
+    return ", ".join(f"{rank} × {count}" for rank, count in sorted(facts.ranks.items()))
+
+
+def _layers(facts: NetworkFacts, found: Match | None) -> str:
+    if found is None:
+        return _said(str(facts.layers))
+    fitting = pieces.words(str(found.fitting), "fit the checkpoint")
+    strange = pieces.words("·", str(len(found.strange)), "do not") if found.strange else ""
+    return f"{fitting} {strange}"
+
+
+def _strange(found: Match | None) -> str:
+    if found is None or not found.strange:
+        return ""
+    shown = "".join(f"<li>{html.escape(line)}</li>" for line in found.strange[:LAYERS_LISTED])
+    more = len(found.strange) - LAYERS_LISTED
+    rest = f"<li>… + {more}</li>" if more > 0 else ""
+    return (
+        "<details><summary>Layers that do not fit</summary>"
+        f'<ul translate="no">{shown}{rest}</ul></details>'
+    )
+
+
+def _section(title: str, inside: str) -> str:
+    return f"<section><h3>{title}</h3>{inside}</section>" if inside else ""
+
+
+def _inserts(words: Iterable[tuple[str, str]]) -> str:
+    """Buttons that put their text into the prompt; the second text of each is beside it."""
+    chips = "".join(
+        f'<button type="button" class="crucible-chip" data-insert="{html.escape(text)}"'
+        f' translate="no">{html.escape(text)}' + (f" <i>{count}</i>" if count else "") + "</button>"
+        for text, count in words
+    )
+    return f'<div class="crucible-chips">{chips}</div>' if chips else ""
+
+
+def _notes(*texts: object) -> str:
+    said = dict.fromkeys(text for text in texts if isinstance(text, str) and text.strip())
+    return "".join(
+        f'<p class="crucible-said" translate="no">{html.escape(text)}</p>' for text in said
+    )

@@ -1,0 +1,312 @@
+"""The page of the standalone host: tabs, theme, routes; served on this machine alone by default.
+
+The page asks nothing of any other server: gradio's page names a script and fonts elsewhere, which
+are taken out of it, and a content security policy forbids the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import sys
+import threading
+import time
+import webbrowser
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from extensions_lib import __version__
+from extensions_lib.errors import CrucibleError
+
+if TYPE_CHECKING:
+    import gradio as gr
+    from fastapi import FastAPI
+
+    from extensions_lib.library import Entry
+    from extensions_lib.ui.generate_tab import Room
+
+ROOT = Path(__file__).resolve().parents[2]
+PORTS_TRIED = 50
+FOREIGN = re.compile(
+    r'\s*<link\s[^>]*rel="preconnect"[^>]*>|\s*<script[^>]*src="https?://[^>]*>\s*</script>'
+    r'|\s*<meta (?:property="og:|name="twitter:)[^>]*>',
+    re.DOTALL,
+)
+POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
+    "frame-ancestors 'self'; base-uri 'self'; form-action 'self'"
+)
+FONT = ("system-ui", "-apple-system", "Segoe UI", "Noto Sans", "Noto Sans CJK SC", "sans-serif")
+MONO = ("ui-monospace", "SFMono-Regular", "Consolas", "DejaVu Sans Mono", "monospace")
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to serve; `port` None is 7861 or the next free one."""
+
+    port: int | None = None
+    listen: bool = False
+    browser: bool = True
+    checkpoint: Path | None = None
+    lang: str = ""
+    data: Path = ROOT  # holds models/, outputs/ and cache/
+    threads: int | None = None
+    started: float | None = None  # time.time() of the start, for "ready in"
+
+
+class OwnPage:
+    """ASGI middleware: the page itself without foreign addresses, with our script and style."""
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], head: str) -> None:
+        self.app = app
+        self.head = head
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes everything through; only answers that are HTML are held back and rewritten."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        held: Message | None = None
+        body = b""
+
+        async def rewriting(message: Message) -> None:
+            nonlocal held, body
+            if message["type"] == "http.response.start":
+                message["headers"] = with_policy(message["headers"])
+                if is_html(message["headers"]):
+                    held = message
+                    return
+            elif held is not None:
+                body += message.get("body", b"")
+                if message.get("more_body"):
+                    return
+                page = self.rewritten(body.decode("utf-8")).encode("utf-8")
+                held["headers"] = with_length(held["headers"], len(page))
+                await send(held)
+                message = {"type": "http.response.body", "body": page}
+            await send(message)
+
+        await self.app(scope, receive, rewriting)
+
+    def rewritten(self, page: str) -> str:
+        """The page with our head in front of gradio's scripts."""
+        page = FOREIGN.sub("", page)
+        return (
+            page.replace("</title>", f"</title>{self.head}", 1)
+            if "</title>" in page
+            else (page.replace("<head>", f"<head>{self.head}", 1))
+        )
+
+
+Headers = list[tuple[bytes, bytes]]
+
+
+def is_html(headers: Headers) -> bool:
+    """True if the answer is a page."""
+    return any(k.lower() == b"content-type" and v.startswith(b"text/html") for k, v in headers)
+
+
+def with_policy(headers: Headers) -> Headers:
+    """The headers and the content security policy."""
+    return [*headers, (b"content-security-policy", POLICY.encode("ascii"))]
+
+
+def with_length(headers: Headers, length: int) -> Headers:
+    """The headers with another content length."""
+    kept = [(k, v) for k, v in headers if k.lower() != b"content-length"]
+    return [*kept, (b"content-length", str(length).encode("ascii"))]
+
+
+def page_head(lang: str) -> str:
+    """Our part of the page's head: what the script needs to know, the script, the style."""
+    folder = ROOT / "localizations"
+    texts = {
+        path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")
+    }
+    if lang and lang != "en" and lang not in texts:
+        known = ", ".join(["en", *sorted(texts)])
+        raise CrucibleError(f"There is no translation named {lang!r}; choose one of {known}.")
+    about = json.dumps({"version": __version__, "lang": lang, "texts": texts})
+    about = about.replace("<", "\\u003c")
+    stamp = f"{__version__}-{newest_change():x}"
+    return (
+        f"<title>Crucible</title><script>window.crucible_page = {about};</script>"
+        f'<script src="/crucible/crucible.js?{stamp}"></script>'
+        f'<link rel="stylesheet" href="/crucible/style.css?{stamp}">'
+        '<link rel="icon" href="data:,">'
+    )
+
+
+def newest_change() -> int:
+    """Changes with script and style, so that no browser keeps old ones."""
+    files = (ROOT / "style.css", ROOT / "javascript" / "crucible.js")
+    return max(path.stat().st_mtime_ns for path in files)
+
+
+def build_page(options: Options) -> tuple[gr.Blocks, Room]:
+    """The tabs and the room they work with. Loads gradio, but no torch."""
+    import gradio as gr
+
+    from extensions_lib.hosts.standalone import StandaloneHost
+    from extensions_lib.ui.generate_tab import Room, build_generate_tab
+    from extensions_lib.ui.networks_panel import Shelf
+    from extensions_lib.ui.pictures import OutputFolder
+    from extensions_lib.ui.studio import Studio
+
+    host = StandaloneHost(options.checkpoint, options.data, threads=options.threads)
+
+    def checkpoints() -> list[Path]:
+        named = [options.checkpoint.absolute()] if options.checkpoint else []
+        return list(dict.fromkeys([*named, *host.checkpoints()]))
+
+    outputs = OutputFolder(options.data / "outputs")
+    room = Room(Studio(host), Shelf(host.library), outputs, checkpoints)
+    theme = gr.themes.Default(
+        primary_hue=gr.themes.colors.orange,
+        neutral_hue=gr.themes.colors.slate,
+        font=FONT,
+        font_mono=MONO,
+        radius_size=gr.themes.sizes.radius_md,
+    ).set(
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_600",
+        button_primary_text_color="white",
+        button_primary_border_color="*primary_600",
+        slider_color="*primary_500",
+        input_border_color_focus="*primary_400",
+        input_shadow_focus="0 0 0 3px *primary_100",
+        input_shadow_focus_dark="0 0 0 3px *primary_900",
+    )
+    page = gr.Blocks(
+        title="Crucible", theme=theme, analytics_enabled=False, delete_cache=(3600, 24 * 3600)
+    )
+    with page, gr.Tabs(elem_id="crucible-tabs"), gr.Tab("Generate"):
+        build_generate_tab(room, page)
+    page.queue(default_concurrency_limit=4)
+    return page, room
+
+
+def build_app(options: Options) -> FastAPI:
+    """The page with its files, as an ASGI application."""
+    import gradio as gr
+    from fastapi import FastAPI
+    from fastapi.responses import FileResponse, Response
+
+    head = page_head(options.lang)
+    page, room = build_page(options)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.get("/crucible/style.css")
+    def style() -> Response:
+        return FileResponse(ROOT / "style.css", media_type="text/css")
+
+    @app.get("/crucible/crucible.js")
+    def script() -> Response:
+        return FileResponse(ROOT / "javascript" / "crucible.js", media_type="text/javascript")
+
+    @app.get("/crucible/preview/{key}")
+    def preview(key: str) -> Response:
+        path = room.shelf.preview(key)
+        return FileResponse(path) if path and path.is_file() else Response(status_code=404)
+
+    add_network_routes(app, room)
+    outputs = [str(room.outputs.root.absolute())]
+    app = gr.mount_gradio_app(app, page, path="/", allowed_paths=outputs, show_error=True)
+    app.add_middleware(OwnPage, head=head)
+    return app
+
+
+def add_network_routes(app: FastAPI, room: Room) -> None:
+    """What the popup about a network asks for: pieces of HTML, errors among them."""
+    from fastapi.responses import HTMLResponse
+
+    from extensions_lib.ui import network_info as info
+    from extensions_lib.ui.pieces import messages
+
+    def answer(file: str, told: Callable[[Entry], str]) -> HTMLResponse:
+        entry = room.shelf.entry(file)
+        if entry is None:
+            page = messages([info.GONE.format(file=Path(file).name)], "error")
+        else:
+            page = told(entry)
+        # JSON can spell half a character, which no encoding has.
+        return HTMLResponse(page.encode("utf-8", "replace"))
+
+    @app.get(info.ABOUT_ROUTE)
+    def network(file: str, checkpoint: str = "") -> HTMLResponse:
+        # Only a checkpoint that the page offers is opened.
+        chosen = next((path for path in room.checkpoints() if str(path) == checkpoint), None)
+        return answer(file, lambda entry: info.about_html(info.about(entry, chosen)))
+
+    @app.get(info.HASHES_ROUTE)
+    def hashes(file: str) -> HTMLResponse:
+        return answer(file, info.hashes_html)
+
+
+def bound_socket(options: Options) -> socket.socket:
+    """A listening place: the asked port, or 7861 and up.
+
+    Raises: CrucibleError if the asked port is taken or none is free.
+    """
+    address = "0.0.0.0" if options.listen else "127.0.0.1"
+    first = options.port or 7861
+    ports = [first] if options.port else range(first, first + PORTS_TRIED)
+    for port in ports:
+        place = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        if os.name != "nt":
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            place.bind((address, port))
+        except OSError:
+            place.close()
+            continue
+        return place
+    if options.port:
+        raise CrucibleError(f"Port {first} is taken; choose another by --port, or leave it out.")
+    raise CrucibleError(f"The ports {first} to {ports[-1]} are all taken; name a free one: --port.")
+
+
+def can_open_browser() -> bool:
+    """False on a Linux without a screen, where a text browser would take over the terminal."""
+    screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    return sys.platform in ("win32", "darwin") or bool(screen)
+
+
+def serve(options: Options) -> int:
+    """Serves the page until Ctrl+C; says on stderr when it is ready. Returns the exit status."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    started = options.started or time.time()
+    place = bound_socket(options)
+    import uvicorn
+
+    app = build_app(options)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
+    address = f"http://127.0.0.1:{place.getsockname()[1]}"
+
+    def announce() -> None:
+        while not server.started:
+            time.sleep(0.02)
+            if server.should_exit:
+                return
+        print(f"ready at {address} in {time.time() - started:.1f} s", file=sys.stderr, flush=True)
+        if options.listen:
+            print("open to the whole network (--listen)", file=sys.stderr, flush=True)
+        if options.browser and can_open_browser():
+            webbrowser.open(address)
+
+    threading.Thread(target=announce, daemon=True).start()
+    server.run(sockets=[place])
+    return 0

@@ -1,0 +1,170 @@
+"""A real WebUI with the extension in it, started on data of its own and driven over its API."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = float(os.environ.get("CRUCIBLE_PATIENCE", "300"))  # seconds for a start
+FLAGS = [
+    "--skip-prepare-environment", "--skip-install", "--skip-torch-cuda-test",
+    "--skip-version-check", "--no-download-sd-model", "--use-cpu", "all", "--no-half",
+    "--precision", "full", "--api", "--disable-console-progressbars",
+]  # fmt: skip
+PROMPT = "red circle, large, center, blue background"
+
+
+@dataclass
+class WebUI:
+    """A running WebUI."""
+
+    address: str
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    def call(self, path: str, data: Any = None) -> Any:
+        """GET, or POST where there is data; the answer's JSON."""
+        body = None if data is None else json.dumps(data).encode()
+        request = urllib.request.Request(
+            self.address + path, body, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            return json.loads(answer.read() or b"null")
+
+    def pictures(self, prompt: str, **other: Any) -> list[np.ndarray]:
+        """The pictures of a txt2img order, uint8 [h, w, 3]."""
+        order = {"prompt": prompt, "steps": 4, "width": 128, "height": 128, "seed": 1,
+                 "cfg_scale": 4, "sampler_name": "Euler", **other}  # fmt: skip
+        self.info = self.call("/sdapi/v1/txt2img", order)
+        return [
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(each))))
+            for each in self.info["images"]
+        ]
+
+    def infotext(self) -> str:
+        """The parameters of the last order's first picture."""
+        return str(json.loads(self.info["info"])["infotexts"][0])
+
+    def said(self) -> str:
+        """The console so far."""
+        return self.log.read_text(errors="replace")
+
+
+def furthest(one: np.ndarray, other: np.ndarray) -> int:
+    """The largest difference of two pictures, in steps of 255."""
+    return int(np.abs(one.astype(int) - other.astype(int)).max())
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models, and the extension as a link, in a folder of their own."""
+    folder = tmp_path_factory.mktemp("webui")
+    checkpoints, networks = folder / "models" / "Stable-diffusion", folder / "models" / "Lora"
+    shutil.copytree(ROOT / "models" / "Lora", networks)
+    checkpoints.mkdir()
+    demo = ROOT / "models" / "demo"
+    config = (demo / "demo.yaml").read_text().replace("models/demo/clip", str(demo / "clip"))
+    for name in ("demo", "other"):
+        shutil.copy(demo / "demo.safetensors", checkpoints / f"{name}.safetensors")
+        (checkpoints / f"{name}.yaml").write_text(config)
+    _disturb(checkpoints / "other.safetensors")
+    (folder / "extensions").mkdir()
+    (folder / "extensions" / "crucible").symlink_to(ROOT)
+    return folder
+
+
+def _disturb(checkpoint: Path) -> None:
+    """Makes it another checkpoint of the same shape."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(checkpoint)
+    key = "model.diffusion_model.out.2.weight"
+    tensors[key] = tensors[key] * 0.9
+    save_file(tensors, checkpoint)
+
+
+def start(data: Path, settings: dict[str, Any], *flags: str) -> WebUI:
+    """Starts the WebUI of WEBUI_DIR by its own Python (WEBUI_PYTHON, or the one in its venv)."""
+    checkout = Path(os.environ["WEBUI_DIR"])
+    own = checkout / "venv" / "bin" / "python"
+    python = os.environ.get("WEBUI_PYTHON") or str(own if own.exists() else sys.executable)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    defaults = {"sd_model_checkpoint": "demo.safetensors", "samples_save": False}
+    (data / "config.json").write_text(json.dumps({**defaults, **settings}))
+    log = data / f"console-{port}.log"
+    command = [python, "launch.py", *FLAGS, "--data-dir", str(data), "--port", str(port), *flags]
+    with log.open("wb") as console:
+        process = subprocess.Popen(command, cwd=checkout, stdout=console, stderr=console)
+    made = WebUI(f"http://127.0.0.1:{port}", log, process)
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and process.poll() is None:
+        # Asking its API earlier than this breaks its start.
+        if "Startup time" in made.said():
+            return made
+        time.sleep(1)
+    process.kill()
+    raise AssertionError("the WebUI did not start:\n" + made.said()[-4000:])
+
+
+def stop(webui: WebUI) -> None:
+    """Ends it."""
+    webui.process.terminate()
+    try:
+        webui.process.wait(20)
+    except subprocess.TimeoutExpired:
+        webui.process.kill()
+
+
+@pytest.fixture(scope="session")
+def builtin(data: Path) -> dict[str, list[np.ndarray]]:
+    """The same orders answered by the WebUI's own handler: our setting is off."""
+    running = start(data, {"crucible_networks": False}, "--nowebui")
+    try:
+        return {name: running.pictures(**order) for name, order in ORDERS.items()}
+    finally:
+        stop(running)
+
+
+@pytest.fixture(scope="session")
+def webui(data: Path, builtin: object) -> Iterator[WebUI]:
+    """The WebUI with Crucible at work (after the other one has ended: both need the memory)."""
+    running = start(data, {})
+    yield running
+    stop(running)
+
+
+ORDERS: dict[str, dict[str, Any]] = {
+    "plain": {"prompt": PROMPT},
+    "one": {"prompt": f"{PROMPT} <lora:star:0.8>"},
+    "text and unet": {"prompt": f"{PROMPT} <lora:star:1:0.3>"},
+    "named": {"prompt": f"{PROMPT} <lora:star:te=0.2:unet=0.9>"},
+    "lyco": {"prompt": f"{PROMPT} <lyco:heart-linear:0.7>"},
+    "two": {"prompt": f"{PROMPT} <lora:star:0.5> <lora:heart-linear:0.7>"},
+    "batches": {"prompt": f"{PROMPT} <lora:star:0.8>", "n_iter": 2, "batch_size": 2},
+    "hires": {
+        "prompt": f"{PROMPT} <lora:star:0.8>",
+        "enable_hr": True,
+        "hr_scale": 2,
+        "denoising_strength": 0.5,
+        "hr_prompt": f"{PROMPT} <lora:heart-linear:1>",
+    },
+}

@@ -1,0 +1,121 @@
+"""Networks in a real WebUI: the same pictures as its own handler, and what that one cannot say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.webui.conftest import ORDERS, PROMPT, WebUI, furthest
+
+pytestmark = [pytest.mark.webui, pytest.mark.slow]
+
+Pictures = dict[str, list[np.ndarray]]
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_pictures_equal_the_builtin_handlers(webui: WebUI, builtin: Pictures, name: str) -> None:
+    made = webui.pictures(**ORDERS[name])
+    assert len(made) == len(builtin[name])
+    # Both round a merged weight once; another order of the sums shows as a step or two.
+    assert max(furthest(a, b) for a, b in zip(made, builtin[name], strict=True)) <= 2
+    same_size = [each for each in made if each.shape == builtin["plain"][0].shape]
+    if name != "plain" and same_size:
+        assert min(furthest(each, builtin["plain"][0]) for each in same_size) > 30
+
+
+def test_nothing_remains_after_networks(webui: WebUI, builtin: Pictures) -> None:
+    webui.pictures(f"{PROMPT} <lora:star:1>")
+    assert 'Lora hashes: "star: ' in webui.infotext()
+    assert furthest(webui.pictures(PROMPT)[0], builtin["plain"][0]) == 0
+    assert "Lora hashes" not in webui.infotext()
+
+
+def test_what_is_missing_is_said_and_the_rest_applies(webui: WebUI, builtin: Pictures) -> None:
+    made = webui.pictures(f"{PROMPT} <lora:nowhere:1> <lora:star:0.8>")
+    assert furthest(made[0], builtin["one"][0]) <= 2
+    assert "no network named 'nowhere'" in webui.said()
+
+
+def test_another_checkpoint_in_the_same_modules(webui: WebUI, builtin: Pictures) -> None:
+    prompt = f"{PROMPT} <lora:star:0.8>"
+    webui.pictures(prompt)
+    webui.call("/sdapi/v1/options", {"sd_model_checkpoint": "other.safetensors"})
+    other = webui.pictures(PROMPT)[0]
+    assert furthest(other, builtin["plain"][0]) > 5
+    assert furthest(webui.pictures(prompt)[0], builtin["one"][0]) > 5
+    webui.call("/sdapi/v1/options", {"sd_model_checkpoint": "demo.safetensors"})
+    assert furthest(webui.pictures(prompt)[0], builtin["one"][0]) <= 2
+    assert furthest(webui.pictures(PROMPT)[0], builtin["plain"][0]) == 0
+
+
+def test_an_order_that_fails_leaves_the_checkpoint_clean(webui: WebUI, builtin: Pictures) -> None:
+    with pytest.raises(OSError):  # the latent has no pixel: sampling fails
+        webui.pictures(f"{PROMPT} <lora:star:1>", width=0, height=0)
+    assert furthest(webui.pictures(PROMPT)[0], builtin["plain"][0]) == 0
+
+
+def test_a_checkpoint_unloaded_and_loaded_again(webui: WebUI, builtin: Pictures) -> None:
+    webui.pictures(f"{PROMPT} <lora:star:0.8>")
+    webui.call("/sdapi/v1/unload-checkpoint", {})
+    webui.call("/sdapi/v1/reload-checkpoint", {})
+    assert furthest(webui.pictures(f"{PROMPT} <lora:star:0.8>")[0], builtin["one"][0]) <= 2
+
+
+def test_the_routes_answer_as_before(webui: WebUI) -> None:
+    found = {each["name"]: each for each in webui.call("/sdapi/v1/loras")}
+    assert set(found) == {"heart", "heart-linear", "star"}
+    assert found["star"]["path"].endswith("star.safetensors") and found["star"]["metadata"]
+    assert webui.call("/sdapi/v1/refresh-loras", {}) is None
+
+
+def test_an_axis_of_the_plot_sets_the_weight(webui: WebUI, builtin: Pictures) -> None:
+    scripts = webui.call("/sdapi/v1/script-info")
+    plot = next(each for each in scripts if each["name"] == "x/y/z plot" and not each["is_img2img"])
+    axes = next(a["choices"] for a in plot["args"] if a["label"] == "X type")
+    axis = axes.index("[Crucible] Network weight")
+    given = {"X type": axis, "X values": "0.8, star: 0", "X values ": [], "Y type": 0, "Z type": 0}
+    given |= {"Include Sub Images": True, "Include Sub Grids": False, "Draw legend": False}
+    args = [given.get(each["label"], each["value"]) for each in plot["args"]]
+    made = webui.pictures(
+        f"{PROMPT} <lora:star:0.1:0.2>", script_name="x/y/z plot", script_args=args
+    )
+    first, second = made[-2:]
+    assert furthest(first, builtin["one"][0]) <= 2
+    assert furthest(second, builtin["plain"][0]) == 0
+
+
+@pytest.mark.browser
+def test_cards_in_the_page(webui: WebUI, chromium_path: str) -> None:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium_path, args=["--no-sandbox", "--disable-gpu"]
+        )
+        page: Any = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(120_000)
+        complaints: list[str] = []
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(webui.address)
+        page.wait_for_function("() => window.opts?.extra_networks_add_text_separator !== undefined")
+        box = page.locator("#txt2img_prompt textarea")
+        box.fill("a ring")
+        tabs = page.locator("#txt2img_extra_tabs > .tab-nav button", has_text="Lora")
+        tabs.first.wait_for()
+        assert tabs.count() == 1
+        tabs.first.click()
+        card = page.locator("#txt2img_lora_cards .card[data-name=star]")
+        card.wait_for()
+        assert card.locator(".crucible-on-card b").all_inner_texts() == ["LoCon", "SD1"]
+        card.click(position={"x": 60, "y": 150})
+        assert "<lora:star:" in box.input_value()
+        card.click(position={"x": 60, "y": 150})
+        assert box.input_value() == "a ring"
+        box.fill("a ring <lora:star:0.5:unet=0.3>")
+        card.click(position={"x": 60, "y": 150})
+        assert box.input_value() == "a ring"
+        assert complaints == []
+        browser.close()
+    assert "extensions_lib" not in webui.said()  # no traceback passes through our files
