@@ -338,7 +338,9 @@ def _wire_picture(form: Form, stage: Stage, fresh: gr.Button, reuse: gr.Button) 
     def seed_of(made: list[tuple[str, int]], chosen: int) -> Any:
         return made[chosen][1] if chosen < len(made) else gr.update()
 
-    stage.gallery.select(look, stage.made, [stage.parameters, stage.chosen], **at_once())
+    chosen = [stage.parameters, stage.chosen]
+    # New pictures report a choice too; one made while that is under way must not be dropped.
+    stage.gallery.select(look, stage.made, chosen, **at_once(), **only_last())
     fresh.click(lambda: -1, None, form.seed, **at_once())
     reuse.click(seed_of, [stage.made, stage.chosen], form.seed, **at_once())
 
@@ -373,6 +375,7 @@ def _wire_form(
         form.checkpoint,
         [panel.cards, form.prompt, form.width, form.height, form.cfg],
         **at_once(),
+        **only_last(),
     )
     form.prompt.change(count, [form.prompt, form.steps], tokens, **at_once(), **only_last())
     page.load(opened, None, [form.checkpoint, panel.cards], **at_once())

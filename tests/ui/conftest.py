@@ -214,6 +214,21 @@ class Visit:
             arg=before,
         )
 
+    def slow_answers(self, seconds: float) -> None:
+        """Lets every answer to an event outside the line come late, as from a busy server."""
+        self.page.evaluate(
+            """(wait) => {
+                const plain = window.fetch;
+                window.fetch = async (...asked) => {
+                    const answer = await plain(...asked);
+                    const late = String(asked[0]).includes("/run/predict");
+                    if (late) await new Promise((go) => setTimeout(go, wait));
+                    return answer;
+                };
+            }""",
+            seconds * 1000,
+        )
+
     def picture(self) -> bytes:
         """The pixels of the picture shown."""
         from PIL import Image

@@ -147,6 +147,21 @@ def test_batch_shows_all_pictures_and_their_own_parameters(visit: Visit) -> None
     )
 
 
+def test_picture_chosen_while_the_page_waits_for_the_server_is_shown(visit: Visit) -> None:
+    visit.prompt("a diamond")
+    visit.number("seed", 21)
+    visit.number("steps", 2)
+    visit.page.get_by_text("More: batches, clip skip").click()
+    visit.number("batch-count", 3)
+    visit.slow_answers(0.7)
+    visit.generate()
+    for place in (1, 2):
+        visit.page.locator("#crucible-gallery .thumbnail-item").nth(place).click()
+    visit.page.wait_for_function(
+        "() => document.querySelector('#crucible-parameters textarea').value.includes('Seed: 23,')"
+    )
+
+
 def test_two_windows_stand_in_line(visit: Visit, browser: Any, server: Server) -> None:
     visit.prompt("a circle")
     visit.number("width", 256)
