@@ -12,14 +12,9 @@ from typing import TYPE_CHECKING, Literal
 from extensions_lib.errors import FileProblem
 from extensions_lib.files.model_configs import ModelConfig, config_beside
 from extensions_lib.files.safe import read_any_header, read_tensors
-from extensions_lib.models.families import (
-    SD1_TEXT_PREFIX,
-    VAE_PREFIX,
-    Family,
-    Structure,
-    structure_of,
-)
+from extensions_lib.models.families import Family, Structure
 from extensions_lib.models.names import checkpoint_shapes
+from extensions_lib.models.structures import SD1_TEXT_PREFIX, VAE_PREFIX, structure_of
 
 if TYPE_CHECKING:
     from torch import Tensor

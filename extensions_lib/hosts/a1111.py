@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from extensions_lib.errors import NetworkProblem
-from extensions_lib.models.families import Family, structure_of
+from extensions_lib.errors import FileProblem, NetworkProblem
+from extensions_lib.hosts.networks import InForce
+from extensions_lib.models.families import Family
 from extensions_lib.models.loaded import LoadedModel, NoiseSchedule
+from extensions_lib.models.structures import structure_of
+from extensions_lib.patching import ActiveSet
 
 
 def loaded_model(sd_model: Any) -> LoadedModel:
@@ -39,7 +42,12 @@ def loaded_model(sd_model: Any) -> LoadedModel:
         for root, module in roots.items()
         for within, shape in _shapes(module)
     }
-    structure = structure_of(shapes, label=name)
+    try:
+        structure = structure_of(shapes, label=name)
+    except FileProblem as problem:
+        raise NetworkProblem(
+            f"Crucible's networks work on SD1, SD2 and SDXL checkpoints: {problem}"
+        ) from None
     weight = next(unet.parameters())
     parameterization = getattr(sd_model, "parameterization", "eps")
     return LoadedModel(
@@ -130,6 +138,9 @@ class A1111:
 
     def loaded_model(self, sd_model: Any) -> LoadedModel:
         return loaded_model(sd_model)
+
+    def in_force(self, sd_model: Any, model: LoadedModel) -> InForce:
+        return ActiveSet(model)
 
     def forget_builtin(self) -> None:
         forget_builtin()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from extensions_lib.errors import CrucibleError
 from extensions_lib.files.networks import Key, Network, network_key, read_network
 from extensions_lib.models.names import component_of
-from extensions_lib.patching.active import ActiveSet, Wanted
+from extensions_lib.patching import ActiveSet, ApplyReport, Wanted
 
 if TYPE_CHECKING:
     from extensions_lib.library import Entry, Library
@@ -34,13 +34,28 @@ class Applied:
     text_identity: Hashable = ()
 
 
-class Networks:
-    """Keeps the networks of the last prompt in force on one model."""
+class InForce(Protocol):
+    """The set of networks in force on a model (patching.ActiveSet says what each call does)."""
 
-    def __init__(self, model: LoadedModel, library: Library) -> None:
+    def apply(self, wanted: Sequence[Wanted]) -> ApplyReport: ...
+
+    def clear(self) -> None: ...
+
+    def park(self) -> None: ...
+
+    def release(self) -> None: ...
+
+
+class Networks:
+    """Keeps the networks of the last prompt in force on one model.
+
+    `active` puts them there; None: a patching.ActiveSet.
+    """
+
+    def __init__(self, model: LoadedModel, library: Library, active: InForce | None = None) -> None:
         self._model = model
         self._library = library
-        self._active = ActiveSet(model)
+        self._active = active or ActiveSet(model)
         self._read: OrderedDict[Key, Network] = OrderedDict()
 
     def apply(self, requests: Sequence[NetworkRequest]) -> Applied:

@@ -8,21 +8,23 @@ and only then, so that whatever else uses or replaces the checkpoint finds it cl
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from extensions_lib.errors import CrucibleError
+from extensions_lib.errors import CrucibleError, NetworkProblem
 from extensions_lib.prompts.tags import NetworkRequest, network_requests
 
 if TYPE_CHECKING:
-    from extensions_lib.hosts.networks import Applied, Networks
+    from extensions_lib.hosts.networks import Applied, InForce, Networks
     from extensions_lib.library import Library
     from extensions_lib.models.loaded import LoadedModel
 
 log = logging.getLogger("crucible")
 NAMES = ("lora", "lyco")
+_OURS = "crucible_networks"
 _CACHES = ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc")
 
 
@@ -32,6 +34,8 @@ class WebUI(Protocol):
     name: str
 
     def loaded_model(self, sd_model: Any) -> LoadedModel: ...
+
+    def in_force(self, sd_model: Any, model: LoadedModel) -> InForce: ...
 
     def forget_builtin(self) -> None: ...
 
@@ -47,8 +51,7 @@ class Session:
 
     def __init__(self, host: WebUI, folders: Sequence[Path], cache: Path) -> None:
         self.host, self.folders, self._cache = host, list(folders), cache
-        self._networks: Networks | None = None
-        self._of: object = None
+        self._of: Callable[[], Any] = lambda: None  # the model looked at last, held weakly
         self._text_identity: Hashable = ()
 
     @cached_property
@@ -60,20 +63,32 @@ class Session:
         library.refresh()
         return library
 
+    def why_not(self, sd_model: Any) -> str | None:
+        """Why nothing of ours can be put on the model that the WebUI has loaded; None if it can."""
+        try:
+            self._on(sd_model)
+        except NetworkProblem as problem:
+            return str(problem)
+        return None
+
     def apply(self, sd_model: Any, requests: Sequence[NetworkRequest]) -> Applied:
         """Puts exactly these networks in force on the model. Raises CrucibleError."""
         return self._on(sd_model).apply(requests)
 
     def park(self) -> None:
         """Takes all networks off; the next picture with the same ones finds them computed."""
-        if self._networks is not None:
-            self._networks.park()
+        networks = getattr(self._of(), _OURS, None)
+        if networks is not None:
+            networks.park()
 
     def forget_model(self) -> None:
         """Takes all networks off and frees their memory: the model is being replaced."""
-        if self._networks is not None:
-            self._networks.release()
-        self._networks, self._of = None, None
+        model = self._of()
+        networks = getattr(model, _OURS, None)
+        if networks is not None:
+            networks.release()
+            delattr(model, _OURS)
+        self._of = lambda: None
 
     def text_changed(self, applied: Applied) -> bool:
         """Whether the text encoders answer otherwise than at the last call."""
@@ -82,13 +97,17 @@ class Session:
         return changed
 
     def _on(self, sd_model: Any) -> Networks:
-        if self._networks is None or self._of is not sd_model:
+        if self._of() is not sd_model:
             self.forget_model()
             from extensions_lib.hosts.networks import Networks
 
-            self._networks = Networks(self.host.loaded_model(sd_model), self.library)
-            self._of = sd_model
-        return self._networks
+            model = self.host.loaded_model(sd_model)
+            networks = Networks(model, self.library, self.host.in_force(sd_model, model))
+            # Kept on the WebUI's own object, so that nothing of ours outlives it or keeps it alive.
+            setattr(sd_model, _OURS, networks)
+            self._of = weakref.ref(sd_model)
+        found: Networks = getattr(sd_model, _OURS)
+        return found
 
 
 def requests_of(params_list: Sequence[Any]) -> tuple[list[NetworkRequest], list[str]]:
@@ -176,20 +195,41 @@ def _note_hashes(p: Any, applied: Applied) -> None:
 
 
 def take_over(session: Session) -> None:
-    """Becomes the WebUI's handler of `lora` and `lyco` tags, in place of the builtin one."""
+    """Becomes the WebUI's handler of `lora` and `lyco` tags, in place of the builtin one.
+
+    For a model that is none of ours (Flux, Stable Diffusion 3, …) the builtin one goes on.
+    """
     from modules import extra_networks, shared
+
+    builtin = extra_networks.extra_network_registry.get(NAMES[0])
+    builtin = getattr(builtin, "builtin", builtin)  # ours from before a reload of the page
 
     class CrucibleNetworks(extra_networks.ExtraNetwork):
         """The handler that the WebUI calls with the tags of each batch."""
 
         def __init__(self) -> None:
             super().__init__(NAMES[0])
+            self.builtin = builtin
+            self.lent = False  # whether the builtin one has answered last
 
         def activate(self, p: Any, params_list: Sequence[Any]) -> None:
-            activate(session, p, params_list, shared.opts)
+            self._lend(p)
+            if self.lent:
+                builtin.activate(p, params_list)
+            else:
+                activate(session, p, params_list, shared.opts)
 
         def deactivate(self, p: Any) -> None:
-            session.park()
+            if self.lent:
+                builtin.deactivate(p)
+            else:
+                session.park()
+
+        def _lend(self, p: Any) -> None:
+            lent = builtin is not None and session.why_not(p.sd_model) is not None
+            if self.lent and not lent:
+                session.host.forget_builtin()
+            self.lent = lent
 
     handler = CrucibleNetworks()
     session.host.forget_builtin()

@@ -13,7 +13,6 @@ from extensions_lib.models.families import (
     TextShape,
     UNetShape,
     VAEShape,
-    structure_of,
 )
 from extensions_lib.models.names import (
     LayerInfo,
@@ -26,6 +25,7 @@ from extensions_lib.models.names import (
     kohya_names,
     places,
 )
+from extensions_lib.models.structures import structure_of
 
 __all__ = [
     "SD15",

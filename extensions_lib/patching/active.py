@@ -1,59 +1,14 @@
 """The set of networks in force on a loaded model, and its changes."""
 
-import math
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
 
 import torch
-from torch import nn
 
-from extensions_lib.adapters.base import Adapter
-from extensions_lib.patching.attach import Attached, Buffers, Recipe, Rows, write
-
-
-class Model(Protocol):
-    """What is asked of a loaded model: its layers by canonical name (models.LoadedModel).
-
-    A value of `layers` may say `transposed`; `layer` gives the module, the name of its parameter
-    and the layer's rows in it, or raises KeyError.
-    """
-
-    @property
-    def layers(self) -> Mapping[str, Any]: ...
-
-    def layer(self, canonical: str) -> tuple[nn.Module, str, slice | None]: ...
-
-
-class Source(Protocol):
-    """What is asked of a network: `key` is the identity of its content, not its name.
-
-    Keys are hashable and have an order among themselves, e.g. (path, size, time).
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def key(self) -> Any: ...
-
-    @property
-    def adapters(self) -> Mapping[str, Adapter]: ...
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A network, its multipliers for text encoders and UNet, and the ranks kept (None: all)."""
-
-    network: Source
-    te: float = 1.0
-    unet: float = 1.0
-    dyn: int | None = None
-
-    def multiplier(self, canonical: str) -> float:
-        return self.te if canonical.startswith("te") else self.unet
+from extensions_lib.patching.attach import Attached, Buffers, Recipe, write
+from extensions_lib.patching.plan import Model, Planner, Wanted, combined, identity
 
 
 @dataclass
@@ -83,14 +38,11 @@ class ActiveSet:
     """
 
     def __init__(self, model: Model) -> None:
-        self._model = model
+        self._planner = Planner(model)
         self._lock = threading.Lock()
         self._attached: dict[tuple[int, str], Attached] = {}
         self._parked: dict[tuple[int, str], Attached] = {}
         self._buffers = Buffers()
-        self._places: dict[str, _Place] = {}
-        # Adapters on the device of their layer, as long as their network is in force.
-        self._moved: dict[tuple[Any, str], Adapter] = {}
         self._wanted: list[Wanted] = []
         self._report = ApplyReport()
 
@@ -104,7 +56,7 @@ class ActiveSet:
         # A host may call from inference mode; tensors made there could not be written to later.
         with self._lock, torch.inference_mode(False), torch.no_grad():
             wanted = combined(wanted)
-            if _identity(wanted) == _identity(self._wanted):
+            if identity(wanted) == identity(self._wanted):
                 return replace(self._report, changed=0, seconds=time.perf_counter() - started)
             try:
                 changed, unfit = self._change_to(wanted)
@@ -155,7 +107,7 @@ class ActiveSet:
         # All objects first: that cannot fail, where moving one to another device can.
         for attached in self._attached.values():
             attached.put_back()
-        self._moved.clear()
+        self._planner.keep_moved([])
         self._wanted, self._report = [], ApplyReport()
         for place in list(self._attached):
             self._detach(place)
@@ -167,7 +119,7 @@ class ActiveSet:
         self._parked.clear()
 
     def _change_to(self, wanted: Sequence[Wanted]) -> tuple[int, list[str]]:
-        recipes, unfit = self._recipes(wanted)
+        recipes, unfit = self._planner.recipes(wanted)
         gone = self._attached.keys() - recipes.keys()
         for place in gone:
             self._detach(place)
@@ -178,8 +130,7 @@ class ActiveSet:
             changed += self._attach(recipe)
         if recipes:
             self._buffers.empty()
-        keys = {each.network.key for each in wanted}
-        self._moved = {at: adapter for at, adapter in self._moved.items() if at[0] in keys}
+        self._planner.keep_moved(wanted)
         return changed, unfit
 
     def _attach(self, recipe: Recipe) -> bool:
@@ -212,96 +163,3 @@ class ActiveSet:
         del self._attached[place]
         attached.follow()
         self._buffers.give(attached.stand_in)
-
-    def _recipes(self, wanted: Sequence[Wanted]) -> tuple[dict[tuple[int, str], Recipe], list[str]]:
-        """What each touched parameter is to become, and what does not fit the model."""
-        recipes: dict[tuple[int, str], Recipe] = {}
-        unfit: list[str] = []
-        for each in wanted:
-            if each.dyn is not None and each.dyn < 1:
-                unfit.append(f"{each.network.name}: dyn={each.dyn} keeps no rank of it")
-                continue
-            for canonical, adapter in each.network.adapters.items():
-                multiplier = each.multiplier(canonical)
-                if multiplier == 0:
-                    continue
-                if problem := self._problem(canonical, adapter):
-                    unfit.append(f"{each.network.name}: {canonical}: {problem}")
-                    continue
-                place = self._places[canonical]
-                recipe = recipes.setdefault(
-                    (id(place.module), place.name),
-                    Recipe(place.module, place.name, place.transposed),
-                )
-                placed = self._placed(each, canonical, adapter)
-                recipe.stacks.setdefault(place.rows, []).append((placed, multiplier))
-                recipe.signature.append((canonical, each.network.key, each.dyn, multiplier))
-        for recipe in recipes.values():
-            recipe.signature.sort(key=lambda part: str(part[0]))
-        return recipes, unfit
-
-    def _problem(self, canonical: str, adapter: Adapter) -> str | None:
-        """Why this adapter cannot be put on the model, None if it can; finds the layer's place."""
-        try:
-            place = self._places.get(canonical) or _Place.find(self._model, canonical)
-        except KeyError:
-            return "the model has no such layer"
-        self._places[canonical] = place
-        weight = place.weight
-        if weight is None or weight.is_meta or not weight.is_floating_point():
-            held = "nothing" if weight is None else f"{weight.dtype} on {weight.device}"
-            return f"expected a weight in memory of a floating-point type, found {held}"
-        rest = weight.t().shape[1:] if place.transposed else weight.shape[1:]
-        start, stop = place.rows
-        return adapter.misfit((stop - start, *rest))
-
-    def _placed(self, each: Wanted, canonical: str, adapter: Adapter) -> Adapter:
-        """The adapter on its layer's device, cut to the ranks asked for."""
-        weight = self._places[canonical].weight
-        assert weight is not None
-        moved = self._moved.get((each.network.key, canonical), adapter).to(weight.device)
-        if moved is not adapter:
-            self._moved[each.network.key, canonical] = moved
-        return moved if each.dyn is None else moved.first_ranks(each.dyn)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a layer's weight is: its rows in a parameter of a module."""
-
-    module: nn.Module
-    name: str
-    rows: Rows
-    transposed: bool
-
-    @classmethod
-    def find(cls, model: Model, canonical: str) -> "_Place":
-        """Raises KeyError where the model has no such layer."""
-        transposed = bool(getattr(model.layers[canonical], "transposed", False))
-        module, name, rows = model.layer(canonical)
-        weight = module._parameters.get(name)
-        length = 0 if weight is None else weight.shape[-1 if transposed else 0]
-        start, stop, _ = (rows or slice(None)).indices(length)
-        return cls(module, name, (start, stop), transposed)
-
-    @property
-    def weight(self) -> nn.Parameter | None:
-        """What is there now, original or merged."""
-        return self.module._parameters.get(self.name)
-
-
-def combined(wanted: Iterable[Wanted]) -> list[Wanted]:
-    """Each network once, its multipliers added up, those with none left out, in canonical order."""
-    groups: dict[tuple[Any, int], list[Wanted]] = {}
-    for each in wanted:
-        groups.setdefault((each.network.key, -1 if each.dyn is None else each.dyn), []).append(each)
-    sums = (
-        # fsum rounds once, so the order of the parts cannot show.
-        replace(group[0], te=math.fsum(w.te for w in group), unet=math.fsum(w.unet for w in group))
-        for _, group in sorted(groups.items(), key=lambda item: item[0])
-    )
-    return [each for each in sums if each.te != 0 or each.unet != 0]
-
-
-def _identity(wanted: Iterable[Wanted]) -> list[tuple[object, ...]]:
-    return [(each.network.key, each.dyn, each.te, each.unet) for each in wanted]

@@ -16,6 +16,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def _host() -> WebUI:
+    from importlib.util import find_spec
+
+    if find_spec("modules_forge"):
+        from extensions_lib.hosts import forge
+
+        return forge.Forge()
     from extensions_lib.hosts import a1111
 
     return a1111.A1111()

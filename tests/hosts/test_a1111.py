@@ -13,7 +13,8 @@ from torch import nn
 from extensions_lib.errors import NetworkProblem
 from extensions_lib.hosts import webui
 from extensions_lib.hosts.a1111 import loaded_model
-from extensions_lib.models.families import structure_of
+from extensions_lib.models.structures import structure_of
+from extensions_lib.patching import ActiveSet
 from tests.hosts.conftest import tiny_lora
 from tests.tiny import tiny_tensors
 
@@ -92,6 +93,9 @@ class Host:
 
     def loaded_model(self, sd_model: Any) -> Any:
         return loaded_model(sd_model)
+
+    def in_force(self, sd_model: Any, model: Any) -> ActiveSet:
+        return ActiveSet(model)
 
     def forget_builtin(self) -> None:
         pass

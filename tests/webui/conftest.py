@@ -25,10 +25,24 @@ ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = float(os.environ.get("CRUCIBLE_PATIENCE", "300"))  # seconds for a start
 FLAGS = [
     "--skip-prepare-environment", "--skip-install", "--skip-torch-cuda-test",
-    "--skip-version-check", "--no-download-sd-model", "--use-cpu", "all", "--no-half",
-    "--precision", "full", "--api", "--disable-console-progressbars",
+    "--skip-version-check", "--no-download-sd-model", "--api", "--disable-console-progressbars",
 ]  # fmt: skip
+ON_CPU = {
+    "A1111": ["--use-cpu", "all", "--no-half", "--precision", "full"],
+    "Forge": ["--always-cpu", "--all-in-fp32"],
+}
+SIZE = {"A1111": 128, "Forge": 64}  # pixels, as large as a test's patience on two cores
 PROMPT = "red circle, large, center, blue background"
+
+
+def which_host() -> str:
+    """What WEBUI_DIR holds: "A1111" or "Forge"; "A1111" where it is not set."""
+    return (
+        "Forge" if (Path(os.environ.get("WEBUI_DIR", "")) / "modules_forge").is_dir() else "A1111"
+    )
+
+
+HOST = which_host()
 
 
 @dataclass
@@ -50,8 +64,8 @@ class WebUI:
 
     def pictures(self, prompt: str, **other: Any) -> list[np.ndarray]:
         """The pictures of a txt2img order, uint8 [h, w, 3]."""
-        order = {"prompt": prompt, "steps": 4, "width": 128, "height": 128, "seed": 1,
-                 "cfg_scale": 4, "sampler_name": "Euler", **other}  # fmt: skip
+        order = {"prompt": prompt, "steps": 4, "width": SIZE[HOST], "height": SIZE[HOST],
+                 "seed": 1, "cfg_scale": 4, "sampler_name": "Euler", **other}  # fmt: skip
         self.info = self.call("/sdapi/v1/txt2img", order)
         return [
             np.asarray(Image.open(io.BytesIO(base64.b64decode(each))))
@@ -76,18 +90,30 @@ def furthest(one: np.ndarray, other: np.ndarray) -> int:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models, and the extension as a link, in a folder of their own."""
     folder = tmp_path_factory.mktemp("webui")
+    (folder / "extensions").mkdir()
+    (folder / "extensions" / "crucible").symlink_to(ROOT)
     checkpoints, networks = folder / "models" / "Stable-diffusion", folder / "models" / "Lora"
-    shutil.copytree(ROOT / "models" / "Lora", networks)
-    checkpoints.mkdir()
+    checkpoints.mkdir(parents=True)
+    if HOST == "Forge":
+        from tests.webui.checkpoints import small_checkpoint, small_networks
+
+        small_checkpoint(checkpoints / "demo.safetensors")
+        small_networks(networks)
+    else:
+        shutil.copytree(ROOT / "models" / "Lora", networks)
+        _demo(checkpoints)
+    shutil.copy(checkpoints / "demo.safetensors", checkpoints / "other.safetensors")
+    _disturb(checkpoints / "other.safetensors")
+    return folder
+
+
+def _demo(checkpoints: Path) -> None:
+    """The demo checkpoint, twice, with configs that name its small tokenizer where it lies."""
     demo = ROOT / "models" / "demo"
     config = (demo / "demo.yaml").read_text().replace("models/demo/clip", str(demo / "clip"))
     for name in ("demo", "other"):
-        shutil.copy(demo / "demo.safetensors", checkpoints / f"{name}.safetensors")
         (checkpoints / f"{name}.yaml").write_text(config)
-    _disturb(checkpoints / "other.safetensors")
-    (folder / "extensions").mkdir()
-    (folder / "extensions" / "crucible").symlink_to(ROOT)
-    return folder
+    shutil.copy(demo / "demo.safetensors", checkpoints / "demo.safetensors")
 
 
 def _disturb(checkpoint: Path) -> None:
@@ -111,7 +137,17 @@ def start(data: Path, settings: dict[str, Any], *flags: str) -> WebUI:
     defaults = {"sd_model_checkpoint": "demo.safetensors", "samples_save": False}
     (data / "config.json").write_text(json.dumps({**defaults, **settings}))
     log = data / f"console-{port}.log"
-    command = [python, "launch.py", *FLAGS, "--data-dir", str(data), "--port", str(port), *flags]
+    command = [
+        python,
+        "launch.py",
+        *FLAGS,
+        *ON_CPU[HOST],
+        "--data-dir",
+        str(data),
+        "--port",
+        str(port),
+        *flags,
+    ]
     with log.open("wb") as console:
         process = subprocess.Popen(command, cwd=checkout, stdout=console, stderr=console)
     made = WebUI(f"http://127.0.0.1:{port}", log, process)
@@ -157,7 +193,7 @@ ORDERS: dict[str, dict[str, Any]] = {
     "one": {"prompt": f"{PROMPT} <lora:star:0.8>"},
     "text and unet": {"prompt": f"{PROMPT} <lora:star:1:0.3>"},
     "named": {"prompt": f"{PROMPT} <lora:star:te=0.2:unet=0.9>"},
-    "lyco": {"prompt": f"{PROMPT} <lyco:heart-linear:0.7>"},
+    "kept out of unet": {"prompt": f"{PROMPT} <lora:heart-linear:0.7:0>"},
     "two": {"prompt": f"{PROMPT} <lora:star:0.5> <lora:heart-linear:0.7>"},
     "batches": {"prompt": f"{PROMPT} <lora:star:0.8>", "n_iter": 2, "batch_size": 2},
     "hires": {
@@ -168,3 +204,7 @@ ORDERS: dict[str, dict[str, Any]] = {
         "hr_prompt": f"{PROMPT} <lora:heart-linear:1>",
     },
 }
+if HOST == "Forge":  # its API wants these said; its tags know no "lyco"
+    ORDERS["hires"] |= {"hr_additional_modules": ["Use same choices"], "hr_cfg": 4}
+else:
+    ORDERS["lyco"] = {"prompt": f"{PROMPT} <lyco:heart-linear:0.7>"}

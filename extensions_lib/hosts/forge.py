@@ -1,0 +1,261 @@
+"""Forge: the checkpoint that it has loaded, and networks merged by its own patchers.
+
+Forge keeps a model in parts (UNet, text encoders, VAE), moves them in and out of the GPU as memory
+asks, and merges a patcher's patches whenever it loads that part. So networks are handed to its
+patchers, with our merge as the way to compute them: every kind of network that we read, also on
+weights that it holds packed, and at the moment that it chooses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from extensions_lib.errors import FileProblem, NetworkProblem
+from extensions_lib.hosts.networks import InForce
+from extensions_lib.models.families import Family
+from extensions_lib.models.loaded import LoadedModel, NoiseSchedule
+from extensions_lib.models.names import component_of
+from extensions_lib.models.structures import structure_of_parts
+from extensions_lib.patching import ApplyReport, Planner, Wanted
+from extensions_lib.patching.attach import Recipe, write
+from extensions_lib.patching.plan import combined, identity, plain_shape
+
+KIND = "crucible"
+"""The name under which Forge's merging knows our way to compute a weight."""
+_NOTHING = str([])  # Forge's own word for no networks
+
+
+def loaded_model(engine: Any) -> LoadedModel:
+    """Forge's `shared.sd_model` as Crucible sees it; nothing is copied or moved.
+
+    Raises:
+        NetworkProblem: it is no SD1, SD2 or SDXL model (Flux, Stable Diffusion 3, …), or none is
+            loaded yet.
+    """
+    info = getattr(engine, "sd_checkpoint_info", None)
+    name = getattr(info, "name", None) or type(engine).__name__
+    objects = getattr(engine, "forge_objects_original", None)
+    if objects is None:
+        raise NetworkProblem("Forge has not loaded a checkpoint yet: make a picture first")
+    texts = {key: part.transformer for key, part in _encoders(objects.clip.cond_stage_model)}
+    unet, vae = objects.unet.model.diffusion_model, objects.vae.first_stage_model
+    shapes = {
+        **_shapes(unet, "model.diffusion_model."),
+        **_shapes(vae, "first_stage_model."),
+    }
+    try:
+        structure = structure_of_parts(
+            shapes, {key: _shapes(part) for key, part in texts.items()}, label=name
+        )
+    except FileProblem as problem:
+        raise NetworkProblem(
+            f"Crucible's networks work on SD1, SD2 and SDXL checkpoints: {problem}"
+        ) from None
+    predictor = objects.unet.model.predictor
+    kept = getattr(predictor, "alphas_cumprod", None)
+    signal = 1 / (1 + predictor.sigmas**2) if kept is None else kept
+    weight = next(unet.parameters())
+    return LoadedModel(
+        name=name,
+        path=Path(info.filename) if info is not None else None,
+        hash=getattr(info, "sha256", None) or "",
+        structure=structure,
+        unet=unet,
+        text_encoders=tuple(texts.values()),
+        vae=vae,
+        tree="forge",
+        schedule=NoiseSchedule(
+            signal.detach().float().cpu(),
+            "v_prediction" if predictor.prediction_type == "v_prediction" else "epsilon",
+        ),
+        device=weight.device,
+        dtype=weight.dtype,
+        vae_scale=0.13025 if structure.family is Family.SDXL else 0.18215,
+        metadata={
+            key: str(value) for key, value in (getattr(info, "metadata", None) or {}).items()
+        },
+    )
+
+
+def _encoders(text_encoders: nn.Module) -> list[tuple[str, Any]]:
+    """The text encoders in the order of their components, by Forge's names."""
+    order = {"clip_l": 0, "clip_h": 0, "clip_g": 1}
+    return sorted(text_encoders.named_children(), key=lambda part: order.get(part[0], 2))
+
+
+def _shapes(module: nn.Module, prefix: str = "") -> dict[str, tuple[int, ...]]:
+    shapes = {key: held_shape(parameter) for key, parameter in module.named_parameters()}
+    return {f"{prefix}{key}": shape for key, shape in shapes.items() if not isinstance(shape, str)}
+
+
+def held_shape(weight: Tensor | None) -> tuple[int, ...] | str:
+    """The shape of a weight, also where Forge holds it packed (GGUF, bitsandbytes)."""
+    state = getattr(weight, "quant_state", None)
+    packed = getattr(weight, "real_shape", None) or getattr(state, "shape", None)
+    return plain_shape(weight) if packed is None else tuple(packed)
+
+
+@dataclass
+class _Made:
+    """Patchers with a set of networks on them, and what they were made from and report."""
+
+    of: Any
+    unet: Any
+    clip: Any
+    report: ApplyReport
+
+
+class PatcherSet:
+    """Hands the wanted networks to Forge's patchers; its memory management merges them.
+
+    The patchers of the checkpoint itself are never changed: clones carry the networks. While one
+    set stays wanted, the same clones are used, so that nothing is merged twice.
+    """
+
+    def __init__(self, engine: Any, model: LoadedModel) -> None:
+        self._engine, self._model = engine, model
+        self._planner = Planner(model, held_shape)
+        self._identity: list[tuple[object, ...]] = []
+        self._made: _Made | None = None
+        offer_merge()
+
+    def apply(self, wanted: Sequence[Wanted]) -> ApplyReport:
+        """Makes exactly this set the one that Forge samples and encodes with from now on."""
+        started = time.perf_counter()
+        wanted = combined(wanted)
+        if not wanted:
+            self.park()
+            return ApplyReport()
+        original = self._engine.forge_objects_original
+        made, same = self._made, identity(wanted) == self._identity
+        if made is None or made.of is not original.unet or not same:
+            made = self._make(wanted)
+        name = f"{KIND} {_digest(wanted)}"
+        self._take(made.unet, made.clip, name)
+        self._made, self._identity = made, identity(wanted)
+        made.report.seconds = time.perf_counter() - started
+        return made.report
+
+    def park(self) -> None:
+        """Leaves Forge with the checkpoint's own patchers; a set that comes back is at hand."""
+        original = self._engine.forge_objects_original
+        self._take(original.unet, original.clip, _NOTHING)
+
+    def clear(self) -> None:
+        """Parks, and forgets the set."""
+        self.park()
+        self._made, self._identity = None, []
+        self._planner.keep_moved([])
+
+    def release(self) -> None:
+        """Clears; merged weights are Forge's memory."""
+        self.clear()
+
+    def _take(self, unet: Any, clip: Any, name: str) -> None:
+        engine = self._engine
+        engine.forge_objects.unet, engine.forge_objects.clip = unet, clip
+        engine.forge_objects_after_applying_lora = engine.forge_objects.shallow_copy()
+        # By this name its builtin handler sees that its own set is not in force.
+        engine.current_lora_hash = name
+
+    def _make(self, wanted: Sequence[Wanted]) -> _Made:
+        original = self._engine.forge_objects_original
+        recipes, unfit = self._planner.recipes(wanted)
+        self._planner.keep_moved(wanted)
+        patches: dict[str, dict[str, Any]] = {"unet": {}, "clip": {}}
+        for recipe in recipes.values():
+            canonical = str(recipe.signature[0][0])
+            part, key = self._key(canonical)
+            if part is None:
+                unfit.append(f"{wanted[0].network.name}: {canonical}: Forge patches no VAE")
+            else:
+                patches[part][key] = (KIND, (recipe,))
+        unet, clip = original.unet.clone(), original.clip.clone()
+        name = f"{KIND} {_digest(wanted)}"
+        held = self._online()
+        unet.add_patches(filename=name, patches=patches["unet"], online_mode=held)
+        clip.add_patches(filename=name, patches=patches["clip"], online_mode=held)
+        names = [each.network.name for each in wanted]
+        changed = len(recipes)
+        return _Made(original.unet, unet, clip, ApplyReport(names, changed, changed, unfit))
+
+    def _key(self, canonical: str) -> tuple[str | None, str]:
+        """The patcher that holds a layer, and the weight's name there."""
+        place, component = self._model.layers[canonical], component_of(canonical)
+        if component == "unet":
+            return "unet", f"diffusion_model.{place.key}"
+        return (None if component == "vae" else "clip"), place.key
+
+    def _online(self) -> bool:
+        """Whether Forge is set to merge anew in each step, for weights that it holds packed."""
+        from backend.args import dynamic_args
+
+        plain = (torch.float32, torch.float16, torch.bfloat16)
+        stored = self._engine.forge_objects_original.unet.model.storage_dtype
+        return bool(dynamic_args.get("online_lora", False)) and stored not in plain
+
+
+def _digest(wanted: Sequence[Wanted]) -> str:
+    """A short name of a set's content: Forge merges anew only when a name changes."""
+    return hashlib.sha256(repr(identity(wanted)).encode()).hexdigest()[:16]
+
+
+def offer_merge() -> None:
+    """Tells Forge's merging how to compute a weight with our networks."""
+    from backend.patcher import lora
+
+    lora.extra_weight_calculators[KIND] = merge_recipe
+
+
+def merge_recipe(weight: Tensor, strength: float, payload: tuple[Recipe]) -> Tensor:
+    """A weight of the model with a recipe's networks on it, as Forge's merging calls for it.
+
+    `weight` is a float32 copy on the device of the merging; the answer is a new tensor.
+    """
+    (recipe,) = payload
+    moved = Recipe(recipe.module, recipe.name, recipe.transposed)
+    for rows, stack in recipe.stacks.items():
+        moved.stacks[rows] = [(adapter.to(weight.device), m * strength) for adapter, m in stack]
+    out = torch.empty_like(weight)
+    write(out, weight, moved)
+    return out
+
+
+def forget_builtin() -> None:
+    """Takes the builtin handler's networks off, where it has any in force."""
+    import sys
+
+    from modules import sd_models
+
+    builtin = sys.modules.get("networks")
+    loaded = getattr(builtin, "loaded_networks", None)
+    if loaded:
+        loaded.clear()
+    engine = sd_models.model_data.sd_model
+    original = getattr(engine, "forge_objects_original", None)
+    if original is not None:
+        engine.forge_objects_after_applying_lora = original.shallow_copy()
+        engine.current_lora_hash = _NOTHING
+
+
+class Forge:
+    """Forge as `hosts.webui` asks for it."""
+
+    name = "Forge"
+
+    def loaded_model(self, sd_model: Any) -> LoadedModel:
+        return loaded_model(sd_model)
+
+    def in_force(self, sd_model: Any, model: LoadedModel) -> InForce:
+        return PatcherSet(sd_model, model)
+
+    def forget_builtin(self) -> None:
+        forget_builtin()
