@@ -37,6 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         set_threads(options.threads)
         action: Callable[[argparse.Namespace], int] = options.action
         return action(options)
+    except BrokenPipeError:
+        # The reader, `head` for one, has seen enough; Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Stopped as stopped:
         print(f"crucible: {stopped}", file=sys.stderr)
         return INTERRUPTED
@@ -253,7 +257,18 @@ def bench_demo(arguments: list[str]) -> int:
     return run(arguments)
 
 
-BENCHES: dict[str, Callable[[list[str]], int]] = {"apply": bench_apply, "demo": bench_demo}
+def bench_webui(arguments: list[str]) -> int:
+    """How long a WebUI waits for changed networks, beside its own handler."""
+    from tests.benchmarks.bench_webui import main as run
+
+    return int(run(arguments))
+
+
+BENCHES: dict[str, Callable[[list[str]], int]] = {
+    "apply": bench_apply,
+    "demo": bench_demo,
+    "webui": bench_webui,
+}
 
 
 def bench(name: str, arguments: list[str]) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from extensions_lib.models import Family, Structure, UNetShape, canonical_layers, kohya_names
+from extensions_lib.models import Family, Structure, UNetShape, canonical_layers, flat
 from extensions_lib.models.families import CLIP_L
 from tests.tiny import random_tensors
 
@@ -48,7 +48,6 @@ def small_networks(folder: Path) -> None:
 def random_lora(path: Path, seed: int, kinds: tuple[str, ...], rank: int = 4) -> None:
     """A LoRA on the text encoder and the UNet whose effect is plain to see."""
     generator = torch.Generator().manual_seed(seed)
-    flat = {canonical: name for name, canonical in kohya_names(SMALL).items()}
     found: dict[str, torch.Tensor] = {}
     for canonical, layer in canonical_layers(SMALL).items():
         if layer.kind not in kinds or canonical.startswith("vae"):
@@ -57,7 +56,7 @@ def random_lora(path: Path, seed: int, kinds: tuple[str, ...], rank: int = 4) ->
         down = torch.randn(rank, *rest, generator=generator)
         scale = 0.3 / down[0].numel() ** 0.5 / rank
         up = torch.randn(out, rank, *(1 for _ in rest[1:]), generator=generator) * scale
-        found[f"{flat[canonical]}.lora_down.weight"] = down
-        found[f"{flat[canonical]}.lora_up.weight"] = up
-        found[f"{flat[canonical]}.alpha"] = torch.tensor(float(rank))
+        found[f"{flat(canonical)}.lora_down.weight"] = down
+        found[f"{flat(canonical)}.lora_up.weight"] = up
+        found[f"{flat(canonical)}.alpha"] = torch.tensor(float(rank))
     save_file(found, path, {"ss_network_module": "networks.lora", "ss_network_dim": str(rank)})

@@ -136,6 +136,8 @@ def start(data: Path, settings: dict[str, Any], *flags: str) -> WebUI:
         port = probe.getsockname()[1]
     defaults = {"sd_model_checkpoint": "demo.safetensors", "samples_save": False}
     (data / "config.json").write_text(json.dumps({**defaults, **settings}))
+    if HOST == "Forge":  # or its page is refused its own scripts, with data elsewhere
+        flags = (*flags, "--gradio-allowed-path", str(checkout))
     log = data / f"console-{port}.log"
     command = [
         python,
