@@ -144,3 +144,11 @@ class A1111:
 
     def forget_builtin(self) -> None:
         forget_builtin()
+
+    def bare(self, sd_model: Any) -> None:
+        """A parked set has given the original weights back already."""
+
+    def current(self) -> Any:
+        from modules import shared
+
+        return shared.sd_model

@@ -259,3 +259,15 @@ class Forge:
 
     def forget_builtin(self) -> None:
         forget_builtin()
+
+    def bare(self, sd_model: Any) -> None:
+        """Forge leaves merged weights in place until it loads a part for another order."""
+        from backend.memory_management import load_models_gpu
+
+        original = sd_model.forge_objects_original
+        load_models_gpu([original.unet, original.clip.patcher])
+
+    def current(self) -> Any:
+        from modules import sd_models
+
+        return sd_models.forge_model_reload()[0]

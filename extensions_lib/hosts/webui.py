@@ -39,6 +39,12 @@ class WebUI(Protocol):
 
     def forget_builtin(self) -> None: ...
 
+    def current(self) -> Any:
+        """The WebUI's object of the checkpoint, which it loads first if need be."""
+
+    def bare(self, sd_model: Any) -> None:
+        """Sees to it that the modules hold the checkpoint's own weights, with no network parked."""
+
 
 class Session:
     """The library and the networks in force.
@@ -74,6 +80,10 @@ class Session:
     def apply(self, sd_model: Any, requests: Sequence[NetworkRequest]) -> Applied:
         """Puts exactly these networks in force on the model. Raises CrucibleError."""
         return self._on(sd_model).apply(requests)
+
+    def model(self, sd_model: Any) -> LoadedModel:
+        """The model that the WebUI has loaded. Raises NetworkProblem if it is none of ours."""
+        return self._on(sd_model).model
 
     def park(self) -> None:
         """Takes all networks off; the next picture with the same ones finds them computed."""

@@ -6,6 +6,7 @@ import base64
 import html
 import io
 from collections.abc import Sequence
+from itertools import count
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -53,6 +54,15 @@ def progress_bar(progress: Progress) -> str:
     if progress.eta_seconds is not None:
         parts += [f"· {clock(progress.eta_seconds)}", "left"]
     return bar(fraction, *parts)
+
+
+_jobs = count(1)
+
+
+def ended(seconds: float) -> str:
+    """What is left of a job's progress: not seen, but told to those who listen to the page."""
+    told = words("Ended after", f"{seconds:.1f} s")
+    return f'<p class="crucible-heard" role="status" data-job="{next(_jobs)}">{told}</p>'
 
 
 def preview(picture: Image | None) -> str:

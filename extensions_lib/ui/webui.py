@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from extensions_lib.hosts.base import Host
     from extensions_lib.hosts.webui import Session, WebUI
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +39,14 @@ def session() -> Session:
     named = [getattr(options, name, None) for name in ("lora_dir", "lyco_dir_backcompat")]
     folders = list(dict.fromkeys(Path(each).absolute() for each in named if each))
     return Session(_host(), [f for f in folders if f.is_dir()] or folders[:1], ROOT / "cache")
+
+
+@cache
+def host() -> Host:
+    """This WebUI as a Host: for whoever needs its model alone, or pictures of it."""
+    from extensions_lib.hosts.webui_host import WebUIHost
+
+    return WebUIHost(session())
 
 
 _page_announced = False  # and not one component of it built yet

@@ -155,19 +155,6 @@ def browser(chromium_path: str) -> Iterator[Any]:
         yield playwright.chromium.launch(executable_path=chromium_path, args=FLAGS)
 
 
-# Counts how often the Generate button came free again: a job that ends is seen, however quick.
-COUNT_JOBS = """
-window.jobsDone = 0;
-new MutationObserver((changes) => {
-    for (const change of changes) {
-        const go = change.target;
-        if (go.id !== "crucible-go" || change.oldValue === null || go.disabled) continue;
-        window.jobsDone += 1;
-    }
-}).observe(document, {subtree: true, attributeFilter: ["disabled"], attributeOldValue: true});
-"""
-
-
 @dataclass
 class Visit:
     """A person at the page: what they do, and what the browser asked for meanwhile."""
@@ -197,20 +184,23 @@ class Visit:
 
     def generate(self) -> None:
         """Presses Generate and waits for the answer."""
-        before = self.jobs_done()
+        before = self.last_job()
         self.page.locator("#crucible-go").click()
         self.wait_for_answer(before)
 
-    def jobs_done(self) -> int:
-        """How many jobs have ended since the page was opened."""
-        return int(self.page.evaluate("window.jobsDone"))
+    def last_job(self) -> str:
+        """Which job has ended last in this window; "" if none has since the page was opened."""
+        shown = "document.querySelector('#crucible-progress [data-job]')?.dataset.job ?? ''"
+        return str(self.page.evaluate(shown))
 
-    def wait_for_answer(self, before: int = 0) -> None:
-        """Waits until more than `before` jobs have ended and the page is at rest."""
+    def wait_for_answer(self, before: str = "") -> None:
+        """Waits until another job than `before` has ended and the page is at rest."""
         self.page.wait_for_function(
-            """(before) => window.jobsDone > before
-                && document.querySelector("#crucible-stop").disabled
-                && document.querySelector("#crucible-progress .crucible-progress") === null""",
+            """(before) => {
+                const ended = document.querySelector("#crucible-progress [data-job]");
+                return ended !== null && ended.dataset.job !== before
+                    && document.querySelector("#crucible-stop").disabled;
+            }""",
             arg=before,
         )
 
@@ -255,11 +245,9 @@ class Visit:
 
 
 def open_page(context: Any) -> Visit:
-    """An empty page that counts jobs."""
+    """An empty page."""
     context.set_default_timeout(PATIENCE * 1000)
-    page = context.new_page()
-    page.add_init_script(COUNT_JOBS)
-    return Visit(page)
+    return Visit(context.new_page())
 
 
 def arrive(visit: Visit, server: Server) -> None:

@@ -92,6 +92,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("webui")
     (folder / "extensions").mkdir()
     (folder / "extensions" / "crucible").symlink_to(ROOT)
+    probe = folder / "extensions" / "probe" / "scripts"
+    probe.mkdir(parents=True)
+    shutil.copy(Path(__file__).with_name("probe.py"), probe)
     checkpoints, networks = folder / "models" / "Stable-diffusion", folder / "models" / "Lora"
     checkpoints.mkdir(parents=True)
     if HOST == "Forge":

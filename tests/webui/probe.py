@@ -1,0 +1,46 @@
+"""Runs inside a WebUI under test: asks Crucible's own objects there what no button asks yet."""
+
+import threading
+
+from modules import script_callbacks
+
+from extensions_lib.errors import CrucibleError
+from extensions_lib.hosts.base import GenerationRequest
+from extensions_lib.ui import webui
+
+
+def _pictures(asked: dict) -> dict:
+    order, stop_at = asked["order"], asked.get("stop_at")
+    seen, stop = [], threading.Event()
+
+    def note(progress) -> None:
+        seen.append(progress.step)
+        if stop_at is not None and progress.step >= stop_at:
+            stop.set()
+
+    try:
+        made = webui.host().generate(GenerationRequest(**order), note, stop)
+    except CrucibleError as error:
+        return {"error": type(error).__name__, "message": str(error)}
+    return {
+        "infotexts": made.infotexts,
+        "seeds": made.seeds,
+        "messages": made.messages,
+        "pixels": [list(image.tobytes()) for image in made.images],
+        "steps": seen,
+    }
+
+
+def _held() -> dict:
+    with webui.host().exclusive() as model:
+        weight = model.layer("unet.mid_block.attentions.0.proj_in")[0].weight
+        total = float(weight.double().sum())
+        return {"name": model.name, "family": str(model.family), "sum": total}
+
+
+def _routes(_: object, app) -> None:
+    app.add_api_route("/probe/pictures", _pictures, methods=["POST"])
+    app.add_api_route("/probe/held", _held, methods=["GET"])
+
+
+script_callbacks.on_app_started(_routes)
