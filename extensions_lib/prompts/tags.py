@@ -2,24 +2,32 @@
 
     <lora:name>  <lora:name:te>  <lora:name:te:unet>  <lora:name:te:unet:dyn>
     <lora:name:te=0.5:unet=1:dyn=8>          the same by name
+    <lora:name:1@0,0@0.5>                    weights over the steps (prompts.curves)
+    <lora:name:1:start=5:stop=15>            only in these steps; step=5-15 is the same
+    <lora:name:1:hr=0.5>  hrte=  hrunet=     other weights in the hires pass
+    <lora:name:1:lbw=MIDD>  in= mid= out=    weights by block (prompts.blocks)
     <lyco:…>                                 another spelling of <lora:…>
     <hypernet:name>  <hypernet:name:weight>
 
 `te` weighs the text encoder (1 when not written), `unet` the UNet (as `te` when not written),
-`dyn` keeps the first ranks of a DyLoRA. What is a tag, and what its parts mean, is as in
-AUTOMATIC1111 WebUI 1.10.1; unlike there, a tag with a mistake does not take the others with it.
+`dyn` keeps the first ranks of a DyLoRA. The text encoder, which runs once before sampling, has the
+weight of the first step. What is a tag, and what its parts mean, is as in AUTOMATIC1111 WebUI
+1.10.1; unlike there, a tag with a mistake does not take the others with it.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from extensions_lib.prompts.blocks import BlockMistake, Blocks, read_blocks, read_sides
+from extensions_lib.prompts.curves import Curve, CurveMistake, constant, read_curve, read_place
+
 _OPENING = re.compile(r"<(\w+):")
 _ALIASES = {"lyco": "lora"}
+_HIRES = ("hr", "hrte", "hrunet")
 _POSITIONS = {"lora": ("te", "unet", "dyn"), "hypernet": ("weight",)}
 
 
@@ -37,8 +45,42 @@ class NetworkTag:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What a tag says beyond one weight for the text encoder and one for the UNet.
+
+    `te` and `unet` over the steps; `hr_te` and `hr_unet` in the hires pass, None: as in the first;
+    `blocks` None: all alike.
+    """
+
+    te: Curve
+    unet: Curve
+    hr_te: Curve | None = None
+    hr_unet: Curve | None = None
+    blocks: Blocks | None = None
+
+    def weights(self, step: int, steps: int, *, hires: bool = False) -> tuple[float, float]:
+        """The weights of text encoder and UNet in step `step` (from 0) of `steps`.
+
+        The text encoder has run before the first step: it keeps the weight of that.
+        """
+        te, unet = self.te, self.unet
+        if hires:
+            te, unet = self.hr_te or te, self.hr_unet or unet
+        return te.at(0, steps), unet.at(step, steps)
+
+    @property
+    def changing(self) -> bool:
+        """Whether the UNet's weight differs between steps."""
+        curves = (self.unet, self.hr_unet)
+        return any(curve is not None and not curve.constant for curve in curves)
+
+
+@dataclass(frozen=True)
 class NetworkRequest:
-    """A network to apply, with its weights on the text encoder and the UNet."""
+    """A network to apply, with its weights on the text encoder and the UNet.
+
+    `plan` is there only where the tag says more than these; they are then those of the first step.
+    """
 
     kind: str
     name: str
@@ -46,6 +88,7 @@ class NetworkRequest:
     unet: float = 1.0
     dyn: int | None = None
     tag: str = ""
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True)
@@ -95,17 +138,15 @@ class _TagMistake(Exception):
     """The tag cannot be used; the text says why."""
 
 
-def _weight(tag: NetworkTag, key: str, text: str) -> float:
+def _weight(tag: NetworkTag, key: str, text: str) -> Curve:
     try:
-        value = float(text)
-    except ValueError:
+        return read_curve(text)
+    except CurveMistake as mistake:
+        what = "" if str(mistake).startswith(repr(text)) else f"{text!r}: "
         raise _TagMistake(
-            f"{key} weight {text!r} is not a number; write for example "
-            f"<{tag.kind}:{tag.name}:0.8>. The tag was left out."
+            f"{key} weight {what}{mistake}; write for example <{tag.kind}:{tag.name}:0.8>. The tag "
+            "was left out."
         ) from None
-    if not math.isfinite(value):
-        raise _TagMistake(f"{key} weight {text!r} is not a finite number. The tag was left out.")
-    return value
 
 
 def _rank(text: str) -> int | None:
@@ -117,14 +158,19 @@ def _rank(text: str) -> int | None:
     return value if value > 0 else None
 
 
-def _arguments(tag: NetworkTag, keys: tuple[str, ...]) -> tuple[dict[str, list[str]], list[str]]:
-    """What is written for each key, the value that counts last; and what has no meaning here."""
+def _arguments(
+    tag: NetworkTag, keys: tuple[str, ...], more: tuple[str, ...] = ()
+) -> tuple[dict[str, list[str]], list[str]]:
+    """What is written for each key, the value that counts last; and what has no meaning here.
+
+    `more` are keys that are written by name alone.
+    """
     found: dict[str, list[str]] = {}
     for key, text in zip(keys, tag.args, strict=False):
         found.setdefault(key, []).append(text)
     foreign = list(tag.args[len(keys) :])
     for key, text in tag.named.items():
-        if key in keys:
+        if key in keys or key in more:
             found.setdefault(key, []).append(text)
         else:
             foreign.append(f"{key}={text}")
@@ -142,21 +188,75 @@ def _request(tag: NetworkTag) -> tuple[NetworkRequest, list[str]]:
     if kind not in _POSITIONS:
         return NetworkRequest(kind, tag.name, tag=tag.text), []
     keys = _POSITIONS[kind]
-    found, foreign = _arguments(tag, keys)
-    mistakes = [f"{text!r} has no meaning here. It was ignored." for text in foreign]
+    found, foreign = _arguments(tag, keys, _HIRES if kind == "lora" else ())
+    plain = [key for key in keys if key != "dyn"]
     weights = {
-        key: [_weight(tag, key, text) for text in texts][-1]
-        for key, texts in found.items()
-        if key != "dyn"
+        key: [_weight(tag, key, text) for text in found[key]][-1]
+        for key in (*plain, *_HIRES)
+        if key in found
     }
-    te = weights.get(keys[0], 1.0)
+    te = weights.get(keys[0], constant(1.0))
+    mistakes: list[str] = []
     dyn: int | None = None
     for text in found.get("dyn", []):
         dyn = _rank(text)
         if dyn is None:
             mistakes.append(f"dyn {text!r} is not a whole number above 0. It was ignored.")
     unet = weights.get("unet", te)
-    return NetworkRequest(kind, tag.name, te, unet, dyn, tag.text), mistakes
+    plan = None
+    if kind == "lora":
+        plan = _plan(tag, te, unet, weights, foreign, mistakes)
+    mistakes += [f"{text!r} has no meaning here. It was ignored." for text in foreign]
+    first = (te.at(0, 1), unet.at(0, 1)) if plan is None else plan.weights(0, 1)
+    return NetworkRequest(kind, tag.name, *first, dyn, tag.text, plan), mistakes
+
+
+def _plan(
+    tag: NetworkTag,
+    te: Curve,
+    unet: Curve,
+    weights: Mapping[str, Curve],
+    foreign: list[str],
+    mistakes: list[str],
+) -> Plan | None:
+    """What the tag says beyond two numbers, taken out of `foreign`; None where it says no more."""
+
+    def taken(key: str) -> str | None:
+        text = tag.named.get(key)
+        if text is not None:
+            foreign.remove(f"{key}={text}")
+        return text
+
+    start, stop, span = taken("start"), taken("stop"), taken("step")
+    try:
+        if span is not None:
+            start, dash, stop = span.partition("-")
+            if not dash:
+                raise CurveMistake(f"step {span!r} is not of the form 5-15")
+        places = [None if not text else read_place(text) for text in (start, stop)]
+        if places != [None, None]:
+            te, unet = te.within(*places), unet.within(*places)
+    except CurveMistake as mistake:
+        mistakes.append(f"{mistake}. It was ignored.")
+    blocks = None
+    try:
+        blocks = _blocks(tag, taken)
+    except (BlockMistake, CurveMistake) as mistake:
+        mistakes.append(f"{mistake}. The network has one weight in all blocks.")
+    both = weights.get("hr")
+    hr_te, hr_unet = weights.get("hrte", both), weights.get("hrunet", both)
+    simple = te.constant and unet.constant and blocks is None
+    if simple and hr_te is None and hr_unet is None:
+        return None
+    return Plan(te, unet, hr_te, hr_unet, blocks)
+
+
+def _blocks(tag: NetworkTag, taken: Callable[[str], str | None]) -> Blocks | None:
+    preset, x = taken("lbw"), taken("x")
+    sides = {side: text for side in ("in", "mid", "out") if (text := taken(side)) is not None}
+    if preset is not None:
+        return read_blocks(preset, x=None if x is None else read_place(x), seed=tag.text)
+    return read_sides(sides) if sides else None
 
 
 def network_requests(prompt: str) -> tuple[str, list[NetworkRequest], list[TagProblem]]:
