@@ -144,6 +144,14 @@ class PatcherSet:
         made.report.seconds = time.perf_counter() - started
         return made.report
 
+    def change(self, wanted: Sequence[Wanted]) -> None:
+        """Merges the set into the UNet at once, where Forge itself merges only when it loads."""
+        made = self._make(combined(wanted))
+        sampling = self._engine.forge_objects.unet
+        others = {key: p for key, p in sampling.lora_patches.items() if not key[0].startswith(KIND)}
+        # It compares names with those of what is merged, and does nothing where they agree.
+        sampling.lora_loader.refresh({**others, **made.unet.lora_patches}, sampling.offload_device)
+
     def park(self) -> None:
         """Leaves Forge with the checkpoint's own patchers; a set that comes back is at hand."""
         original = self._engine.forge_objects_original

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from extensions_lib.errors import CrucibleError
 from extensions_lib.files.networks import Key, Network, network_key, read_network
-from extensions_lib.models.names import component_of
-from extensions_lib.patching import ActiveSet, ApplyReport, Wanted
+from extensions_lib.models.names import component_of, unet_blocks
+from extensions_lib.patching import ActiveSet, ApplyReport, Shares, Wanted
+from extensions_lib.prompts.blocks import BASE, Blocks
 
 if TYPE_CHECKING:
     from extensions_lib.library import Entry, Library
@@ -39,6 +40,9 @@ class InForce(Protocol):
 
     def apply(self, wanted: Sequence[Wanted]) -> ApplyReport: ...
 
+    def change(self, wanted: Sequence[Wanted]) -> None:
+        """As apply, in the middle of sampling: the UNet's weights only."""
+
     def clear(self) -> None: ...
 
     def park(self) -> None: ...
@@ -57,22 +61,61 @@ class Networks:
         self._library = library
         self._active = active or ActiveSet(model)
         self._read: OrderedDict[Key, Network] = OrderedDict()
+        self._asked: list[tuple[NetworkRequest, Network]] = []
+        self._hires = False
+        self._by_layer: dict[Blocks, Shares] = {}
 
-    def apply(self, requests: Sequence[NetworkRequest]) -> Applied:
-        """Makes exactly these networks active; those that cannot be are left out and reported."""
+    def apply(self, requests: Sequence[NetworkRequest], *, hires: bool = False) -> Applied:
+        """Makes exactly these networks active; those that cannot be are left out and reported.
+
+        `hires`: for the second pass of a hires fix, in which a tag may have other weights.
+        """
         applied = Applied()
-        wanted = []
-        for request in requests:
-            network = self._network(request, applied)
-            if network is not None:
-                wanted.append(Wanted(network, request.te, request.unet, request.dyn))
+        found = [(request, self._network(request, applied)) for request in requests]
+        self._asked = [(request, network) for request, network in found if network is not None]
+        self._hires = hires
+        wanted = self._wanted(0, 1)
         report = self._active.apply(wanted)
         self._forget_but(len(wanted) + _KEPT)
         applied.messages += _unfit(report.unfit)
-        applied.text_identity = tuple(
-            sorted((each.network.key, each.te, each.dyn or 0) for each in wanted if each.te)
-        )
+        applied.text_identity = tuple(sorted((each.part, each.te) for each in wanted if each.te))
         return applied
+
+    @property
+    def changing(self) -> bool:
+        """Whether a weight changes while a picture is sampled: then `at` is to be called."""
+        return any(request.plan and request.plan.changing for request, _ in self._asked)
+
+    def at(self, step: int, steps: int) -> None:
+        """Brings the weights of step `step` (from 0) of `steps` into force, before it is sampled.
+
+        Only layers of networks whose weight changes are computed. That is one pass over those
+        weights: little beside the step itself.
+        """
+        if self.changing:
+            self._active.change(self._wanted(step, steps))
+
+    def _wanted(self, step: int, steps: int) -> list[Wanted]:
+        wanted = []
+        for request, network in self._asked:
+            te, unet, shares = request.te, request.unet, None
+            if request.plan is not None:
+                te, unet = request.plan.weights(step, steps, hires=self._hires)
+                shares = self._shares(request.plan.blocks)
+            wanted.append(Wanted(network, te, unet, request.dyn, shares))
+        return wanted
+
+    def _shares(self, blocks: Blocks | None) -> Shares | None:
+        """Block weights, layer by layer of this model."""
+        if blocks is None:
+            return None
+        if blocks not in self._by_layer:
+            structure = self._model.structure
+            of = {layer: blocks.of(name) for layer, name in unet_blocks(structure).items()}
+            texts = [n for n in self._model.layers if component_of(n) in structure.text_components]
+            of |= dict.fromkeys(texts, blocks.of(BASE))
+            self._by_layer[blocks] = Shares((blocks.weights, blocks.rest), of)
+        return self._by_layer[blocks]
 
     @property
     def model(self) -> LoadedModel:

@@ -77,9 +77,17 @@ class Session:
             return str(problem)
         return None
 
-    def apply(self, sd_model: Any, requests: Sequence[NetworkRequest]) -> Applied:
+    def apply(
+        self, sd_model: Any, requests: Sequence[NetworkRequest], *, hires: bool = False
+    ) -> Applied:
         """Puts exactly these networks in force on the model. Raises CrucibleError."""
-        return self._on(sd_model).apply(requests)
+        return self._on(sd_model).apply(requests, hires=hires)
+
+    def at(self, step: int, steps: int) -> None:
+        """Brings the weights of a step of sampling into force, where they change."""
+        networks = getattr(self._of(), _OURS, None)
+        if networks is not None:
+            networks.at(step, steps)
 
     def model(self, sd_model: Any) -> LoadedModel:
         """The model that the WebUI has loaded. Raises NetworkProblem if it is none of ours."""
@@ -144,7 +152,8 @@ def activate(session: Session, p: Any, params_list: Sequence[Any], options: Any)
     if requests:
         _clean_up_at_the_end(session, p)
         try:
-            applied = session.apply(p.sd_model, requests)
+            hires = bool(getattr(p, "is_hr_pass", False))
+            applied = session.apply(p.sd_model, requests, hires=hires)
         except CrucibleError as error:
             messages.append(str(error))
     else:

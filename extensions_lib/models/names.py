@@ -136,6 +136,23 @@ def component_of(canonical: str) -> str:
     return canonical.partition(".")[0]
 
 
+@lru_cache(maxsize=16)
+def unet_blocks(structure: Structure) -> dict[str, str]:
+    """Layer of the UNet -> its block by the original numbering: IN00 …, M00, OUT00 ….
+
+    What lies in no block (time embedding, output) is not in it.
+    """
+    sides = {"input_blocks": "IN", "output_blocks": "OUT"}
+    found: dict[str, str] = {}
+    for canonical, component, row in _rows(structure):
+        side, _, rest = row.ldm.partition(".")
+        if component == "unet" and side in sides:
+            found[canonical] = f"{sides[side]}{int(rest.partition('.')[0]):02d}"
+        elif component == "unet" and side == "middle_block":
+            found[canonical] = "M00"
+    return found
+
+
 def flat(canonical: str, family: Family = Family.SD1) -> str:
     """The layer's name in kohya's network files: `lora_unet_…`, `lora_te_…`, `lora_te1_…`.
 

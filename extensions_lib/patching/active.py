@@ -69,6 +69,10 @@ class ActiveSet:
             self._report.seconds = time.perf_counter() - started
             return self._report
 
+    def change(self, wanted: Sequence[Wanted]) -> None:
+        """Apply, between two steps of sampling."""
+        self.apply(wanted)
+
     def clear(self) -> None:
         """Put every original parameter object back; the memory is kept for the next set."""
         with self._lock, torch.inference_mode(False), torch.no_grad():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -45,6 +45,17 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
+class Shares:
+    """How much of a network's multiplier each layer has: 1 where `of` does not name it.
+
+    `key` stands for the whole: shares with one key are the same. Keys have an order.
+    """
+
+    key: tuple[object, ...]
+    of: Mapping[str, float] = field(compare=False)
+
+
+@dataclass(frozen=True)
 class Wanted:
     """A network, its multipliers for text encoders and UNet, and the ranks kept (None: all)."""
 
@@ -52,16 +63,24 @@ class Wanted:
     te: float = 1.0
     unet: float = 1.0
     dyn: int | None = None
+    shares: Shares | None = None
 
     def multiplier(self, canonical: str) -> float:
-        return self.te if canonical.startswith("te") else self.unet
+        whole = self.te if canonical.startswith("te") else self.unet
+        return whole if self.shares is None else whole * self.shares.of.get(canonical, 1.0)
+
+    @property
+    def part(self) -> tuple[Any, int, str]:
+        """What of which network: those that agree in it add up, and it gives them an order."""
+        shares = "" if self.shares is None else repr(self.shares.key)
+        return self.network.key, -1 if self.dyn is None else self.dyn, shares
 
 
 def combined(wanted: Iterable[Wanted]) -> list[Wanted]:
     """Each network once, its multipliers added up, those with none left out, in canonical order."""
-    groups: dict[tuple[Any, int], list[Wanted]] = {}
+    groups: dict[tuple[Any, int, str], list[Wanted]] = {}
     for each in wanted:
-        groups.setdefault((each.network.key, -1 if each.dyn is None else each.dyn), []).append(each)
+        groups.setdefault(each.part, []).append(each)
     sums = (
         # fsum rounds once, so the order of the parts cannot show.
         replace(group[0], te=math.fsum(w.te for w in group), unet=math.fsum(w.unet for w in group))
@@ -72,7 +91,7 @@ def combined(wanted: Iterable[Wanted]) -> list[Wanted]:
 
 def identity(wanted: Iterable[Wanted]) -> list[tuple[object, ...]]:
     """What tells one set of networks from another."""
-    return [(each.network.key, each.dyn, each.te, each.unet) for each in wanted]
+    return [(*each.part, each.te, each.unet) for each in wanted]
 
 
 def plain_shape(weight: Tensor | None) -> tuple[int, ...] | str:

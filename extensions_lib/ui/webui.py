@@ -95,6 +95,11 @@ def model_loaded(_: Any) -> None:
     session().forget_model()
 
 
+def step_begins(params: Any) -> None:
+    """The WebUI is about to ask the UNet."""
+    session().at(params.sampling_step, params.total_sampling_steps)
+
+
 def infotext_pasted(_: str, fields: dict[str, Any]) -> None:
     """A picture's parameters were pasted."""
     from extensions_lib.ui.webui_networks import name_by_hash
