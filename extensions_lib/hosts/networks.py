@@ -114,7 +114,7 @@ class Networks:
             of = {layer: blocks.of(name) for layer, name in unet_blocks(structure).items()}
             texts = [n for n in self._model.layers if component_of(n) in structure.text_components]
             of |= dict.fromkeys(texts, blocks.of(BASE))
-            self._by_layer[blocks] = Shares((blocks.weights, blocks.rest), of)
+            self._by_layer[blocks] = Shares(blocks.weights, of)
         return self._by_layer[blocks]
 
     @property

@@ -54,14 +54,13 @@ class BlockMistake(ValueError):
 
 @dataclass(frozen=True)
 class Blocks:
-    """Weights by block: BASE, IN00 …, M00, OUT00 …; a block that is not named has `rest`."""
+    """Weights by block: BASE, IN00 …, M00, OUT00 …; a block that is not named has 1."""
 
     weights: tuple[tuple[str, float], ...]
-    rest: float = 0.0
 
     def of(self, block: str) -> float:
         """The weight of one block."""
-        return dict(self.weights).get(block, self.rest)
+        return dict(self.weights).get(block, 1.0)
 
 
 def read_blocks(
@@ -75,7 +74,9 @@ def read_blocks(
 
     A value is a number, X (what `x=` says) or X+0.2, R (a random number from 0 to 1) or U (from
     −0.5 to 1.5). Random ones are drawn from `seed`, the tag's own text, so that a picture can be
-    made again. Raises BlockMistake.
+    made again. Blocks that the list leaves out have the weight of a neighbour.
+
+    Raises BlockMistake.
     """
     by_name = {name.upper(): numbers for name, numbers in presets.items()}
     written = by_name.get(text.strip().upper(), text)
@@ -88,7 +89,24 @@ def read_blocks(
         raise BlockMistake(f"{len(values)} block weights are given; expected {sizes} of them")
     drawn = random.Random(seed)
     weights = [_value(value, x, drawn) for value in values]
-    return Blocks(tuple(zip(names, weights, strict=True)))
+    return Blocks(tuple(_filled(dict(zip(names, weights, strict=True))).items()))
+
+
+def _filled(weights: dict[str, float]) -> dict[str, float]:
+    """With the blocks that a list leaves out: each has the weight of its neighbour on that side.
+
+    The lists for LoRA name the blocks with attention alone; a LoCon has the others too, and ALL
+    must be all of it.
+    """
+    filled = {BASE: weights[BASE]}
+    for side in ("IN", "OUT"):
+        names = _named(side, range(_SD1_OUT))
+        listed = [name for name in names if name in weights]
+        for name in names:
+            before = [other for other in listed if other <= name]
+            filled[name] = weights[before[-1] if before else listed[0]]
+    filled[MIDDLE] = weights[MIDDLE]
+    return filled
 
 
 def read_sides(sides: Mapping[str, str]) -> Blocks:
@@ -109,7 +127,7 @@ def read_sides(sides: Mapping[str, str]) -> Blocks:
             raise BlockMistake(
                 f"{side} has {len(values)} weights; expected 1, {_SDXL_OUT} (SDXL) or {_SD1_OUT}"
             )
-    return Blocks(tuple(sorted(weights.items())), rest=1.0)
+    return Blocks(tuple(sorted(weights.items())))
 
 
 def _value(text: str, x: float | None, drawn: random.Random) -> float:

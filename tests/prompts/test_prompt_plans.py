@@ -75,8 +75,15 @@ def test_as_many_numbers_as_blocks(size: int) -> None:
     values = [number / 10 for number in range(size)]
     blocks = read_blocks(",".join(map(str, values)))
     assert [blocks.of(name) for name in LISTS[size]] == values
-    assert blocks.of("elsewhere") == 0
     assert len(set(LISTS[size])) == size
+
+
+def test_blocks_that_a_list_leaves_out_follow_their_neighbours() -> None:
+    for_lora = read_blocks(",".join(map(str, range(17))))
+    listed = [for_lora.of(name) for name in ("IN00", "IN01", "IN03", "IN06", "IN11", "OUT00")]
+    assert listed == [1, 1, 2, 4, 6, 8]
+    every = read_blocks("ALL")
+    assert all(every.of(name) == 1 for name in LISTS[26])
 
 
 def test_presets_and_letters() -> None:

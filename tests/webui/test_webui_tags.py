@@ -89,6 +89,33 @@ def test_an_axis_of_the_plot_sets_the_weight(webui: WebUI, builtin: Pictures) ->
     assert furthest(second, builtin["plain"][0]) == 0
 
 
+def test_weights_over_the_steps_and_by_block(webui: WebUI, builtin: Pictures) -> None:
+    def made(tag: str) -> np.ndarray:
+        return webui.pictures(f"{PROMPT} {tag}")[0]
+
+    one, plain = builtin["one"][0], builtin["plain"][0]
+    assert furthest(made("<lora:star:0.8:unet=0.8@0,0.8@0.5,0.8@1>"), one) <= 2
+    assert furthest(made("<lora:star:0.8:lbw=ALL>"), made("<lora:star:0.8>")) <= 2
+    assert furthest(made("<lora:star:0:0.8:stop=0>"), plain) == 0
+    late = made("<lora:star:0:0.8:start=2>")
+    early = made("<lora:star:0:0.8:stop=2>")
+    whole = made("<lora:star:0:0.8>")
+    for each, other in ((late, early), (late, whole), (early, whole), (late, plain)):
+        assert furthest(each, other) > 0
+    assert furthest(made("<lora:star:0:0.8:start=2>"), late) == 0
+    middle = made("<lora:star:0:0.8:in=0:out=0>")
+    assert furthest(middle, plain) > 0 and furthest(middle, whole) > 0
+    assert furthest(made(""), plain) == 0
+
+
+def test_the_hires_pass_has_its_own_weights(webui: WebUI) -> None:
+    order = {**ORDERS["hires"], "hr_prompt": ""}
+    same = webui.pictures(**{**order, "prompt": f"{PROMPT} <lora:star:0.8>"})[0]
+    also = webui.pictures(**{**order, "prompt": f"{PROMPT} <lora:star:0.8:hr=0.8>"})[0]
+    other = webui.pictures(**{**order, "prompt": f"{PROMPT} <lora:star:0.8:hr=0>"})[0]
+    assert furthest(same, also) == 0 and furthest(same, other) > 2
+
+
 @pytest.fixture
 def page(webui: WebUI, chromium_path: str) -> Iterator[Any]:
     """The WebUI's page in a browser; a test fails by any complaint of a script."""
