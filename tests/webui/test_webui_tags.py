@@ -126,7 +126,7 @@ def page(webui: WebUI, chromium_path: str) -> Iterator[Any]:
         page: Any = browser.new_page(viewport={"width": 1400, "height": 1000})
         page.set_default_timeout(120_000)
         complaints: list[str] = []
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("pageerror", lambda error: complaints.append(error.stack or str(error)))
         page.goto(webui.address)
         page.wait_for_function("() => window.opts?.extra_networks_add_text_separator !== undefined")
         yield page
@@ -173,7 +173,7 @@ def test_what_is_missing_is_said_at_the_picture(page: Any) -> None:
     page.locator("#txt2img_prompt textarea").fill("a ring <lora:star:1> <lora:nowhere:1>")
     page.locator("#txt2img_generate").click()
     said = page.locator("#html_log_txt2img", has_text="no network named 'nowhere' was found")
-    said.wait_for()
+    said.first.wait_for()
     page.locator("#txt2img_gallery img").first.wait_for()
     shot(page, "missing")
 
