@@ -118,7 +118,10 @@ def test_the_hires_pass_has_its_own_weights(webui: WebUI) -> None:
 
 @pytest.fixture
 def page(webui: WebUI, chromium_path: str) -> Iterator[Any]:
-    """The WebUI's page in a browser; a test fails by any complaint of a script."""
+    """The WebUI's page in a browser; a test fails by any complaint of a script of ours.
+
+    gradio 3.41's own scripts complain about the WebUI's Generate, with and without Crucible.
+    """
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -131,7 +134,7 @@ def page(webui: WebUI, chromium_path: str) -> Iterator[Any]:
         page.wait_for_function("() => window.opts?.extra_networks_add_text_separator !== undefined")
         yield page
         browser.close()
-    assert complaints == []
+    assert [each for each in complaints if "assets/Blocks" not in each] == []
     assert "extensions_lib" not in webui.said()  # no traceback passes through our files
 
 
