@@ -155,7 +155,7 @@ class ActiveSet:
             stand_in = self._buffers.take(original)
             attached = Attached(recipe.module, recipe.name, original, stand_in)
         attached.follow()
-        write(attached.stand_in, attached.original, recipe)
+        write(attached.stand_in, attached.base, recipe)
         attached.signature = recipe.signature
         self._attached[recipe.place] = attached
         attached.put_in()

@@ -46,6 +46,17 @@ class Attached:
     signature: list[tuple[object, ...]] = field(default_factory=list)
     base_version: int | None = None
 
+    @property
+    def base(self) -> Tensor:
+        """What is merged into: the original, or the finer copy that a host keeps beside it.
+
+        AUTOMATIC1111's WebUI keeps `fp16_weight` on a module whose weight it stores in fp8.
+        """
+        finer = getattr(self.module, f"fp16_{self.name}", None)
+        if isinstance(finer, Tensor) and finer.shape == self.original.shape:
+            return finer.to(self.original.device)
+        return self.original
+
     def put_in(self) -> None:
         self.module._parameters[self.name] = self.stand_in
 

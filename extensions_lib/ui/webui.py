@@ -88,6 +88,17 @@ def app_started(_: Any, app: Any) -> None:
     if _wanted():
         take_over(session())
         add_routes(session(), app)
+    _introduce()
+
+
+@cache
+def _introduce() -> None:
+    """The one line of the console, at the start and not again when the page is reloaded."""
+    from extensions_lib import __version__
+
+    places = ", ".join(str(folder) for folder in session().folders)
+    work = f"networks from {places}" if _wanted() else "networks are left to the builtin handler"
+    print(f"Crucible {__version__}: {work}")
 
 
 def model_loaded(_: Any) -> None:

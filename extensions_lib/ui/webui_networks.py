@@ -19,11 +19,7 @@ if TYPE_CHECKING:
 
 
 def make_page(session: Session) -> Any:
-    """The WebUI's page of Lora cards, served by our library: every file, with what is odd about it.
-
-    Its editor of user metadata is the builtin Lora extension's where that is there, else the
-    WebUI's plain one.
-    """
+    """The WebUI's page of Lora cards: every file of our library, and what is odd about it."""
     from modules import shared, ui_extra_networks
 
     class NetworksPage(ui_extra_networks.ExtraNetworksPage):
@@ -64,13 +60,15 @@ def make_page(session: Session) -> Any:
                 "crucible": card,
             }
             self.read_user_metadata(item)
-            user = item["user_metadata"]
-            item["prompt"] = _prompt(name, user, ui_extra_networks.quote_js)
-            negative = user.get("negative text")
-            item["negative_prompt"] = ui_extra_networks.quote_js(
-                f"({negative}:1)" if negative else ""
-            )
+            item["prompt"] = _prompt(name, item["user_metadata"])
+            negative = item["user_metadata"].get("negative text")
+            item["negative_prompt"] = json.dumps(f"({negative}:1)" if negative else "")
             return item
+
+        def read_user_metadata(self, item: dict[str, Any], use_cache: bool = True) -> None:
+            # The WebUI's own reading stops the whole page at a stem.json that holds no object.
+            entry = session.library.find(item["name"])
+            item["user_metadata"] = {} if entry is None else _readable_user(entry)
 
         def create_item_html(
             self, tabname: str, item: dict[str, Any], template: str | None = None
@@ -83,12 +81,9 @@ def make_page(session: Session) -> Any:
             return [str(folder) for folder in session.folders]
 
         def create_user_metadata_editor(self, ui: Any, tabname: str) -> Any:
-            import sys
+            from extensions_lib.ui.webui_editor import make_editor
 
-            builtin = sys.modules.get("ui_edit_user_metadata")
-            if builtin is not None and hasattr(builtin, "LoraUserMetadataEditor"):
-                return builtin.LoraUserMetadataEditor(ui, tabname, self)
-            return super().create_user_metadata_editor(ui, tabname)
+            return make_editor(session, self, ui, tabname)
 
     return NetworksPage()
 
@@ -138,12 +133,26 @@ def _short_hash(entry: Entry) -> str:
         return ""
 
 
-def _prompt(name: str, user: dict[str, Any], quote: Any) -> str:
+def _readable_user(entry: Entry) -> dict[str, Any]:
+    """What the person noted; {} for a broken stem.json: the card and the editor say so."""
+    try:
+        return dict(entry.user)
+    except FileProblem:
+        return {}
+
+
+def _prompt(name: str, user: dict[str, Any]) -> str:
     """What a click on the card adds, as the JavaScript expression that the WebUI expects."""
-    weight = user.get("preferred weight") or "opts.extra_networks_default_multiplier"
-    parts = [quote(f"<lora:{name}:"), str(weight), quote(">")]
+    stated = user.get("preferred weight")
+    weight = stated if stated and isinstance(stated, int | float) else None
+    parts = [
+        json.dumps(f"<lora:{name}:"),
+        # Only a number: the expression runs in the page, and a stem.json may come from anyone.
+        "opts.extra_networks_default_multiplier" if weight is None else json.dumps(weight),
+        json.dumps(">"),
+    ]
     if user.get("activation text"):
-        parts.append(quote(" " + user["activation text"]))
+        parts.append(json.dumps(f" {user['activation text']}"))
     return " + ".join(parts)
 
 

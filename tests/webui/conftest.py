@@ -159,11 +159,17 @@ def start(data: Path, settings: dict[str, Any], *flags: str) -> WebUI:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
         # Asking its API earlier than this breaks its start.
-        if "Startup time" in made.said():
+        if "Startup time" in made.said() and listens(made):
             return made
         time.sleep(1)
     process.kill()
     raise AssertionError("the WebUI did not start:\n" + made.said()[-4000:])
+
+
+def listens(webui: WebUI) -> bool:
+    """Whether its port is open. Without a page it says that it has started a moment before."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", int(webui.address.rpartition(":")[2]))) == 0
 
 
 def stop(webui: WebUI) -> None:

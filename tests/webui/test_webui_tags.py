@@ -66,6 +66,11 @@ def test_a_checkpoint_unloaded_and_loaded_again(webui: WebUI, builtin: Pictures)
     assert furthest(webui.pictures(f"{PROMPT} <lora:star:0.8>")[0], builtin["one"][0]) <= 2
 
 
+def test_the_console_has_one_line_of_ours(webui: WebUI) -> None:
+    lines = [line for line in webui.said().splitlines() if line.startswith("Crucible ")]
+    assert len(lines) == 1 and "networks from" in lines[0]
+
+
 def test_the_routes_answer_as_before(webui: WebUI) -> None:
     found = {each["name"]: each for each in webui.call("/sdapi/v1/loras")}
     assert set(found) == {"heart", "heart-linear", "star"}
