@@ -2,11 +2,12 @@
 
 Hu et al. 2021 (arXiv 2106.09685) for linear layers. A k x k convolution has down [r, in, kh, kw]
 and up [out, r, 1, 1]; its Tucker form keeps both at 1x1 and puts the kernel into a core, mid
-[r, r, kh, kw] (Hyeon-Woo et al. 2021, arXiv 2108.06098).
+[r, r, kh, kw] (Hyeon-Woo et al. 2021, arXiv 2108.06098). LoRA-FA, LoRA+, rs-LoRA and DyLoRA
+differ in how they are trained; their files are LoRA (rs-LoRA with sqrt(r) put into alpha).
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -14,50 +15,50 @@ import torch
 from torch import Tensor
 
 from extensions_lib.adapters.base import (
-    Adapter,
     AdapterError,
     LowRank,
     full_precision,
     pad_inputs,
     working_dtype,
 )
+from extensions_lib.adapters.parts import OfParts, as_matrix, positive
 
 PARTS = {"up": "lora_up.weight", "down": "lora_down.weight", "mid": "lora_mid.weight"}
 
 
 @dataclass(eq=False)
-class LoRA(Adapter):
-    """up [out, r(,1,1)], down [r, in(,kh,kw)], mid [r, r, kh, kw] or None; alpha None: scale 1."""
+class LoRA(OfParts):
+    """up [out, r(,1,1)], down [r, in(,kh,kw)], mid [r, r, kh, kw] or None; alpha None: scale 1.
+
+    `fixed_scale` is a stored scale, which overrides alpha / r.
+    """
 
     up: Tensor
     down: Tensor
     mid: Tensor | None = None
     alpha: float | None = None
+    fixed_scale: float | None = None
 
     kind: ClassVar[str] = "lora"
+    TITLE: ClassVar[str] = "a LoRA"
+    PARTS: ClassVar[Mapping[str, str]] = PARTS
+    DIMS: ClassVar[Mapping[str, tuple[int, ...]]] = dict.fromkeys(PARTS, (2, 4))
 
     def __post_init__(self) -> None:
         """Refuse factors that cannot be multiplied."""
+        super().__post_init__()
         up, down, mid = self.up, self.down, self.mid
-        for name, part in (("up", up), ("down", down), ("mid", mid)):
-            if part is not None and (part.dim() not in (2, 4) or not part.is_floating_point()):
-                raise AdapterError(f"{PARTS[name]} is {_said(part)}: expected 2-D or 4-D floats")
         if up.shape[2:].numel() != 1:
-            raise AdapterError(f"{PARTS['up']} is {_said(up)}: expected [out, rank] or 1x1")
+            raise AdapterError(f"{self.said('up')}: expected [out, rank] or 1x1")
         inner = tuple(mid.shape[:2]) if mid is not None else (down.shape[0], down.shape[0])
-        if (up.shape[1], down.shape[0]) != inner or 0 in inner:
-            parts = [f"{PARTS[k]} {_said(t)}" for k, t in vars(self).items() if torch.is_tensor(t)]
-            raise AdapterError("ranks do not agree: " + ", ".join(parts))
+        if (up.shape[1], down.shape[0]) != inner:
+            raise AdapterError(f"ranks do not agree: {self.said()}")
         if mid is not None and down.shape[2:].numel() != 1:
-            raise AdapterError(f"{PARTS['down']} is {_said(down)}: expected 1x1 beside a lora_mid")
+            raise AdapterError(f"{self.said('down')}: expected 1x1 beside a lora_mid")
 
     @property
     def rank(self) -> int:
         return self.down.shape[0]
-
-    @property
-    def scale(self) -> float:
-        return 1.0 if self.alpha is None else self.alpha / self.rank
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -65,15 +66,21 @@ class LoRA(Adapter):
         return (self.up.shape[0], self.down.shape[1], *kernel)
 
     def low_rank(self, base_shape: Sequence[int]) -> LowRank:
-        if problem := self.misfit(base_shape):
-            raise AdapterError(problem)
-        dtype = working_dtype(self.up, self.down)
-        up = self.up.flatten(1).to(dtype)
-        down = self.down.to(dtype)
+        self.check_fit(base_shape)
+        plain = self.plain(working_dtype(self.up, self.down))
+        return LowRank(plain.up, as_matrix(pad_inputs(plain.down, base_shape[1])), self.scale)
+
+    def plain(self, dtype: torch.dtype) -> "LoRA":
+        up, down = as_matrix(self.up).to(dtype), self.down.to(dtype)
+        if self.mid is None and up is self.up and down is self.down:
+            return self
         if self.mid is not None:
             with full_precision(down.device):
-                down = torch.einsum("mnhw,nj->mjhw", self.mid.to(dtype), down.flatten(1))
-        return LowRank(up, pad_inputs(down, base_shape[1]).flatten(1), self.scale)
+                down = torch.einsum("mn...,nj->mj...", self.mid.to(dtype), as_matrix(down))
+        return LoRA(up, down, fixed_scale=self.scale)
+
+    def rows(self, start: int, stop: int) -> "LoRA":
+        return replace(self, up=self.up[start:stop])
 
     def first_ranks(self, count: int) -> "LoRA":
         """Cut to the first ranks, the scale staying alpha over the full rank (as A1111 has it)."""
@@ -83,39 +90,6 @@ class LoRA(Adapter):
             return self
         mid = None if self.mid is None else self.mid[:count, :count]
         return LoRA(self.up[:, :count], self.down[:count], mid, self.scale * count)
-
-    def tensors(self) -> dict[str, Tensor]:
-        parts = {PARTS["up"]: self.up, PARTS["down"]: self.down}
-        if self.mid is not None:
-            parts[PARTS["mid"]] = self.mid
-        if self.alpha is not None:
-            parts["alpha"] = torch.tensor(self.alpha)
-        return parts
-
-    def to(self, device: torch.device | str) -> "LoRA":
-        device = torch.device(device)
-        if self.up.device == self.down.device == device:
-            return self
-        mid = None if self.mid is None else self.mid.to(device)
-        return replace(self, up=self.up.to(device), down=self.down.to(device), mid=mid)
-
-    @classmethod
-    def matches(cls, part_names: Collection[str]) -> bool:
-        return PARTS["up"] in part_names and PARTS["down"] in part_names
-
-    @classmethod
-    def from_tensors(cls, parts: Mapping[str, Tensor]) -> "LoRA":
-        rest = dict(parts)
-        try:
-            up, down = rest.pop(PARTS["up"]), rest.pop(PARTS["down"])
-        except KeyError as missing:
-            raise AdapterError(f"a LoRA needs {missing}") from None
-        mid = rest.pop(PARTS["mid"], None)
-        alpha, scale = (_number(name, rest.pop(name, None)) for name in ("alpha", "scale"))
-        if rest:
-            raise AdapterError(f"a LoRA has no part {', '.join(sorted(rest))}")
-        # A stored scale overrides alpha / rank.
-        return cls(up, down, mid, alpha if scale is None else scale * down.shape[0])
 
     @classmethod
     def fresh(
@@ -129,27 +103,19 @@ class LoRA(Adapter):
     ) -> "LoRA":
         """A new one for a weight of this shape, which changes nothing yet: up is zero.
 
-        The rest is drawn as torch draws a fresh layer (Kaiming uniform, a = sqrt 5). With `tucker`
-        a k x k convolution gets a lora_mid.
+        The rest is drawn as torch draws a fresh layer. With `tucker` a k x k convolution gets a
+        lora_mid. Raises AdapterError for a rank below 1.
         """
         out, inputs, *kernel = shape
+        positive("rank", rank)
         ones = [1] * len(kernel)
         core = tucker and math.prod(kernel) > 1
-        down = _drawn([rank, inputs, *(ones if core else kernel)], generator)
-        mid = _drawn([rank, rank, *kernel], generator) if core else None
+        down = drawn([rank, inputs, *(ones if core else kernel)], generator)
+        mid = drawn([rank, rank, *kernel], generator) if core else None
         return cls(torch.zeros([out, rank, *ones]), down, mid, alpha)
 
 
-def _drawn(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+def drawn(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+    """As torch draws the weight of a fresh layer: Kaiming uniform with a = sqrt 5."""
     bound = 1 / math.sqrt(math.prod(shape[1:]))
     return torch.empty(*shape).uniform_(-bound, bound, generator=generator)
-
-
-def _number(name: str, part: Tensor | None) -> float | None:
-    if part is not None and part.numel() != 1:
-        raise AdapterError(f"{name} is {_said(part)}: expected one number")
-    return None if part is None else float(part)
-
-
-def _said(part: Tensor) -> str:
-    return f"{list(part.shape)} {str(part.dtype).removeprefix('torch.')}"

@@ -1,12 +1,14 @@
 """Several networks on one weight, in one computation.
 
 The low-rank factors are put side by side on the rank axis, so that any number of them costs one
-`addmm` over the weight: W' = W + [m1 U1 | m2 U2 | ...] @ [D1; D2; ...]. Everything is computed in
-fp32 from the clean weight and rounded once.
+`addmm` over the weight: W' = W + [m1 U1 | m2 U2 | ...] @ [D1; D2; ...]; the other kinds add theirs
+to that in turn. Everything is computed in fp32 from the clean weight and rounded once.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,15 +16,16 @@ from torch import Tensor
 from extensions_lib.adapters.base import (
     Adapter,
     LowRank,
+    as_rows,
     full_precision,
-    pad_inputs,
     working_dtype,
 )
 
 Stack = Sequence[tuple[Adapter, float]]
 
-# Rows of a half-precision weight are widened in pieces that stay in a core's cache (4 MB of fp32).
-PIECE = 1 << 20
+# Elements of a weight worked on at once on a CPU, so that they stay in a core's cache and in memory
+# that is used again (2 MB of fp32).
+PIECE = 1 << 19
 
 
 def merged(
@@ -30,24 +33,24 @@ def merged(
 ) -> Tensor:
     """The weight that `stack`, pairs of adapter and multiplier, makes of the clean `base`.
 
-    base [out, in, *k] is only read. Without `out` the result is new and differentiable; with it
-    the result is written there (shape of base, no gradients), and no memory of that size is
-    allocated for low-rank adapters. The order of the stack does not matter, to the bit; a caller
-    whose stack is always in one order of its own may say `in_order` and save the comparison.
-    CUDA computes fp32 products in TF32 where the host has allowed that.
+    base [out, in, *k] or [n] is only read, and every change is computed from it: the order of the
+    stack does not matter, to the bit. A caller whose stack is always in one order of its own may
+    say `in_order` and save the comparison. Without `out` the result is new and differentiable; with
+    it the result is written there (shape of base, no gradients), in pieces, with no more scratch
+    than the kinds need for a piece. CUDA computes fp32 products in TF32 where the host has allowed
+    that.
 
     Raises AdapterError where an adapter does not fit; `out` is then untouched.
     """
-    stack = [(adapter, multiplier) for adapter, multiplier in stack if multiplier != 0]
+    stack = [each for each in stack if each[1] != 0 and each[0].changes_weight]
     if not in_order and len(stack) > 1:
         stack = canonical_order(stack)
     with full_precision(base.device):
         if out is None:
-            factors, dense = _changes(base, stack)
-            return _sum(base, factors, dense).to(base.dtype)
+            changes = _changes(base, stack)
+            return _summed(_working(base, changes), changes).reshape(base.shape).to(base.dtype)
         with torch.no_grad():
-            factors, dense = _changes(base, stack)
-            _sum_into(out, base, factors, dense)
+            _sum_into(out, base, _changes(base, stack))
             return out
 
 
@@ -60,25 +63,32 @@ def canonical_order(stack: Stack) -> list[tuple[Adapter, float]]:
     return [entry for _, entry in sorted(cheap, key=lambda pair: pair[0])]
 
 
-def _changes(base: Tensor, stack: Stack) -> tuple[LowRank | None, list[Tensor]]:
-    """All low-rank adapters as one, side by side on the rank axis, and the other changes [out, -1].
+class Changes(NamedTuple):
+    """All low-rank adapters as one pair of factors, the others plain, in the dtype of the sum."""
 
-    An adapter that does not fit raises here, before anything is written.
-    """
-    factors, dense = [], []
+    factors: LowRank | None
+    dense: Sequence[tuple[Adapter, float]]
+    dtype: torch.dtype
+
+
+def _changes(base: Tensor, stack: Stack) -> Changes:
+    """What is to be added; an adapter that does not fit raises here, before anything is written."""
+    factors: list[LowRank] = []
+    dense: list[tuple[Adapter, float]] = []
     for adapter, multiplier in stack:
+        adapter.check_fit(base.shape)
         each = adapter.low_rank(base.shape)
         if each is not None:
             up, down = each.up.to(base.device), each.down.to(base.device)
             factors.append(LowRank(up, down, each.scale * multiplier))
         else:
-            change = adapter.delta(base.to(working_dtype(base))).to(base.device) * multiplier
-            if change.numel() != base.numel():
-                change = pad_inputs(change, base.shape[1])
-            dense.append(_rows(change.reshape(base.shape)))
-    if len(factors) < 2:
-        return (factors[0] if factors else None), dense
-    return _side_by_side(factors), dense
+            dense.append((adapter.to(base.device), multiplier))
+    held = [tensor for adapter, _ in dense for tensor in adapter.parameters().values()]
+    dtype = working_dtype(base, *held, *(each.down for each in factors))
+    one = factors[0] if len(factors) == 1 else _side_by_side(factors) if factors else None
+    if one is not None:
+        one = LowRank(one.up.to(dtype), one.down.to(dtype), one.scale)
+    return Changes(one, [(adapter.plain(dtype), m) for adapter, m in dense], dtype)
 
 
 def _side_by_side(factors: Sequence[LowRank]) -> LowRank:
@@ -99,44 +109,59 @@ def _side_by_side(factors: Sequence[LowRank]) -> LowRank:
     return LowRank(up, torch.cat(downs), 1)
 
 
-def _sum(base: Tensor, factors: LowRank | None, dense: list[Tensor]) -> Tensor:
-    """base + scale * U @ D + the dense changes, in the working precision, of the shape of base."""
-    dtype = _precision(base, factors, dense)
-    total = _rows(base).to(dtype)
-    if factors is not None:
-        up, down = factors.up.to(dtype), factors.down.to(dtype)
-        total = torch.addmm(total, up, down, alpha=factors.scale)
-    for change in dense:
-        total = total + change
-    # A weight left as it is must not come back as a view of the base.
-    return (total if factors or dense else total.clone()).reshape(base.shape)
+def _working(base: Tensor, changes: Changes) -> Tensor:
+    """The base as the changes are computed on it."""
+    return base.to(changes.dtype).contiguous()
 
 
-def _sum_into(out: Tensor, base: Tensor, factors: LowRank | None, dense: list[Tensor]) -> None:
-    """As `_sum`, into `out`, with no more scratch than a piece of rows."""
-    dtype = _precision(base, factors, dense)
+def _summed(base: Tensor, changes: Changes, out: Tensor | None = None) -> Tensor:
+    """base + all changes, of the shape of base, which is as `_working` makes it; out likewise."""
+    total = base
+    if changes.factors is not None:
+        up, down, scale = changes.factors
+        total = torch.addmm(as_rows(base), up, down, alpha=scale, out=as_rows(out)).view(base.shape)
+    for adapter, multiplier in changes.dense:
+        total = adapter.added(total, base, multiplier, out=out)
+    # A weight left as it is must not come back as the base itself.
+    return total.clone() if total is base else total
+
+
+def _sum_into(out: Tensor, base: Tensor, changes: Changes) -> None:
+    """As `_summed`, into `out` of any layout and dtype."""
+    factors, dense, dtype = changes
     if factors is None and not dense:
         out.copy_(base)
-    elif factors and base.dtype == out.dtype == dtype and out.is_contiguous():
-        up, down = factors.up.to(dtype), factors.down.to(dtype)
-        torch.addmm(_rows(base), up, down, alpha=factors.scale, out=_rows(out))
-        for change in dense:
-            _rows(out).add_(change)
-    else:
-        rows = max(1, PIECE // base[0].numel()) if base.device.type == "cpu" else len(base)
-        for start in range(0, len(base), rows):
-            piece = slice(start, start + rows)
-            part = factors._replace(up=factors.up[piece]) if factors else None
-            out[piece] = _sum(base[piece], part, [change[piece] for change in dense])
+        return
+    direct = base.dtype == out.dtype == dtype and base.is_contiguous() and out.is_contiguous()
+    in_one = direct and not any(adapter.needs_scratch for adapter, _ in dense)
+    step = len(base) if in_one else _piece(base, dense)
+    # Fresh memory for every piece would cost more than the sums in it.
+    room = None
+    if not direct:
+        room = base.new_empty((2, min(step, len(base)), *base.shape[1:]), dtype=dtype)
+    for start in range(0, len(base), step):
+        stop = min(start + step, len(base))
+        part = changes
+        if step < len(base):
+            part = Changes(
+                factors and factors._replace(up=factors.up[start:stop]),
+                [(adapter.rows(start, stop), multiplier) for adapter, multiplier in dense],
+                dtype,
+            )
+        if room is None:
+            _summed(base[start:stop], part, out[start:stop])
+        else:
+            clean, total = room[:, : stop - start]
+            out[start:stop] = _summed(clean.copy_(base[start:stop]), part, total)
 
 
-def _precision(base: Tensor, factors: LowRank | None, dense: list[Tensor]) -> torch.dtype:
-    return working_dtype(base, *(factors[:2] if factors else ()), *dense)
-
-
-def _rows(weight: Tensor) -> Tensor:
-    """[out, ...] -> [out, rest]: a view where the weight is contiguous."""
-    return weight.reshape(len(weight), -1)
+def _piece(base: Tensor, dense: Stack) -> int:
+    """How many rows at once: as many as PIECE has room for, in units that all can be cut to."""
+    units = [adapter.row_unit for adapter, _ in dense]
+    unit = math.lcm(*(each for each in units if each is not None))
+    if base.device.type != "cpu" or None in units or len(base) % unit:
+        return len(base)
+    return max(unit, PIECE // base[0].numel() // unit * unit)
 
 
 def _sample(adapter: Adapter, multiplier: float) -> tuple[object, ...]:
@@ -144,7 +169,9 @@ def _sample(adapter: Adapter, multiplier: float) -> tuple[object, ...]:
     values = []
     for name, tensor in sorted(adapter.tensors().items()):
         flat = tensor.detach().flatten()
-        values.append((name, tuple(tensor.shape), *flat[:: max(1, len(flat) // 4)][:5].tolist()))
+        few = flat[:: max(1, len(flat) // 4)][:5].double()
+        # As bytes, which have an order among them even where a value is NaN.
+        values.append((name, tuple(tensor.shape), few.cpu().numpy().tobytes()))
     return adapter.kind, multiplier, *values
 
 

@@ -150,10 +150,9 @@ class ActiveSet:
         if parked is not None:
             self._buffers.give(parked.stand_in)
         if attached is None:
-            original = recipe.module._parameters[recipe.name]
-            assert original is not None
+            original, absent = recipe.original()
             stand_in = self._buffers.take(original)
-            attached = Attached(recipe.module, recipe.name, original, stand_in)
+            attached = Attached(recipe.module, recipe.name, original, stand_in, absent=absent)
         attached.follow()
         write(attached.stand_in, attached.base, recipe)
         attached.signature = recipe.signature

@@ -5,6 +5,7 @@ into the module, detaching puts the very same original object back.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,20 @@ class Recipe:
     def place(self) -> tuple[int, str]:
         return id(self.module), self.name
 
+    def add(self, rows: Rows, adapter: Adapter, multiplier: float, signed: tuple[Any, ...]) -> None:
+        """One more adapter on a part of the rows."""
+        self.stacks.setdefault(rows, []).append((adapter, multiplier))
+        self.signature.append(signed)
+
+    def original(self) -> tuple[nn.Parameter, bool]:
+        """The parameter that is there, or zeros where the layer has no bias, which is then said."""
+        found = self.module._parameters.get(self.name)
+        if found is not None:
+            return found, False
+        rows = max(stop for _, stop in self.stacks)
+        weight = next(p for p in self.module._parameters.values() if p is not None)
+        return nn.Parameter(weight.new_zeros(rows), requires_grad=False), True
+
 
 @dataclass
 class Attached:
@@ -45,6 +60,7 @@ class Attached:
     stand_in: nn.Parameter
     signature: list[tuple[object, ...]] = field(default_factory=list)
     base_version: int | None = None
+    absent: bool = False  # the module itself has none: the original is zeros of our own
 
     @property
     def base(self) -> Tensor:
@@ -61,7 +77,7 @@ class Attached:
         self.module._parameters[self.name] = self.stand_in
 
     def put_back(self) -> None:
-        self.module._parameters[self.name] = self.original
+        self.module._parameters[self.name] = None if self.absent else self.original
 
     def follow(self) -> None:
         """Take the original to where the host has moved the model in the meantime."""
@@ -81,7 +97,7 @@ class Attached:
         """
         here, there = self.original, self.stand_in
         return (
-            self.module._parameters.get(self.name) is here
+            self.module._parameters.get(self.name) is (None if self.absent else here)
             and self.base_version is not None
             and self.base_version == _version(here)
             and (here.device, here.dtype) == (there.device, there.dtype)

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from extensions_lib.adapters.base import Adapter
+from extensions_lib.adapters.base import Adapter, AdapterError
+from extensions_lib.adapters.full import Full
 from extensions_lib.patching.attach import Recipe, Rows
 
 ShapeOf = Callable[["Tensor | None"], "tuple[int, ...] | str"]
@@ -131,13 +132,17 @@ class Planner:
                     unfit.append(f"{each.network.name}: {canonical}: {problem}")
                     continue
                 place = self._places[canonical]
-                recipe = recipes.setdefault(
-                    (id(place.module), place.name),
-                    Recipe(place.module, place.name, place.transposed),
-                )
                 placed = self._placed(each, canonical, adapter)
-                recipe.stacks.setdefault(place.rows, []).append((placed, multiplier))
-                recipe.signature.append((canonical, each.network.key, each.dyn, multiplier))
+                signed = (canonical, each.network.key, each.dyn, multiplier)
+                if adapter.changes_weight:
+                    _recipe(recipes, place).add(place.rows, placed, multiplier, signed)
+                if adapter.changes_bias:
+                    try:
+                        bias = _bias(place, placed)
+                    except AdapterError as error:
+                        unfit.append(f"{each.network.name}: {canonical}: {error}")
+                        continue
+                    _recipe(recipes, place.bias).add(place.rows, bias, multiplier, signed)
         for recipe in recipes.values():
             recipe.signature.sort(key=lambda part: str(part[0]))
         return recipes, unfit
@@ -172,6 +177,20 @@ class Planner:
         self._moved = {at: adapter for at, adapter in self._moved.items() if at[0] in keys}
 
 
+def _recipe(recipes: dict[tuple[int, str], Recipe], place: Place) -> Recipe:
+    at = (id(place.module), place.name)
+    return recipes.setdefault(at, Recipe(place.module, place.name, place.transposed))
+
+
+def _bias(place: Place, adapter: Adapter) -> Adapter:
+    """What the adapter does to the layer's bias, as a change of that parameter."""
+    bias = place.bias.weight
+    own = None if bias is None else bias.detach()[slice(*place.rows)]
+    change = adapter.bias_delta(own)
+    assert change is not None  # it changes the bias
+    return Full(diff=change)
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a layer's weight is: a parameter of a module, or a part of its rows."""
@@ -193,6 +212,11 @@ class Place:
         """With `rows` as numbers, in a weight of `length` rows."""
         start, stop, _ = self.part.indices(length)
         return self if self.rows == (start, stop) else replace(self, rows=(start, stop))
+
+    @property
+    def bias(self) -> Place:
+        """Where the layer's bias is, or would be."""
+        return replace(self, name=self.name.replace("weight", "bias"), transposed=False)
 
     @property
     def weight(self) -> nn.Parameter | None:

@@ -30,9 +30,16 @@ class Doubling(Adapter):
     def shape(self) -> tuple[int, ...]:
         return self.made_for
 
-    def delta(self, base: Tensor) -> Tensor:
+    def _add(self, total: Tensor, base: Tensor, multiplier: float, out: Tensor | None) -> Tensor:
         assert base.dtype in (torch.float32, torch.float64)
-        return base.clone()
+        return torch.add(total, base, alpha=multiplier, out=out)
+
+    @property
+    def row_unit(self) -> int:
+        return 1
+
+    def rows(self, start: int, stop: int) -> Doubling:
+        return self
 
     def tensors(self) -> dict[str, Tensor]:
         return {"marker": torch.ones(1)}
