@@ -19,6 +19,10 @@ from extensions_lib.errors import FileProblem
 
 MAX_HEADER = 100_000_000  # bytes; the safetensors library refuses more, too
 MAX_DIMENSIONS = 32
+# A short piece of JSON becomes an object of some 60 bytes, its place in a list or dict included.
+# Real headers stay far below the first number; above it the objects must not outweigh the file.
+_OBJECT = 100
+_FREE = 128_000_000
 
 # name -> bits of one element, in the order in which the safetensors library lays tensors out (last
 # first), https://github.com/huggingface/safetensors (enum Dtype). Following it keeps hashes equal.
@@ -141,6 +145,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
             )
         file.seek(8)
         raw = file.read(length)
+    if max(_FREE, 3 * size) < _OBJECT * (raw.count(b",") + raw.count(b"[") + raw.count(b"{")):
+        raise FileProblem(f"{path}: its header is no list of tensors (too many entries); {AGAIN}")
     try:
         return _parse_header(raw, size - 8 - length, 8 + length)
     except _Lie as lie:

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import datetime
-import json
 import math
 import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from extensions_lib.adapters import Adapter, AdapterError, adapter_from
 from extensions_lib.errors import FileProblem
 from extensions_lib.files.cache import identity
+from extensions_lib.files.foreign import unsupported
 from extensions_lib.files.hashes import network_hashes
 from extensions_lib.files.keys import Grouped, group
+from extensions_lib.files.peft_config import PeftConfig, read_config
 from extensions_lib.files.recognise import (
     family_of,
     kind_of,
+    made_for_others,
     missing_part,
     names_one_text_encoder,
+    rank_of,
+    standard_parts,
 )
-from extensions_lib.files.safe import (
-    is_pickle,
-    read_header,
-    read_tensors,
-    serialised,
-    write_safetensors,
-)
+from extensions_lib.files.safe import read_file, serialised, write_safetensors
 from extensions_lib.models.families import SDXL_BASE, Family, Structure
 from extensions_lib.models.names import flat, flat_ldm
 from extensions_lib.models.strangers import describe
@@ -50,9 +48,12 @@ class Network:
     adapters: dict[str, Adapter]
     unmatched: list[str] = field(default_factory=list)  # layers or keys with no meaning here
     problems: list[str] = field(default_factory=list)  # "layer: what is wrong", left out
+    notes: list[str] = field(default_factory=list)  # what was decided; nothing is left out
     metadata: dict[str, str] = field(default_factory=dict)
     family: Family | None = None
     key: Key = ("", 0, 0)  # content identity: absolute path, size, time of the last change in ns
+    embeddings: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """Textual inversions that came along: name -> part as it is named there -> vectors."""
 
     @property
     def kinds(self) -> Counter[str]:
@@ -85,20 +86,31 @@ def read_network(
     """
     path = Path(path)
     key = network_key(path)  # before the read: a change while reading gives another key later
-    tensors = read_tensors(path)
-    metadata = {} if is_pickle(path) else dict(read_header(path).metadata)
-    grouped = group(tensors, structure)
-    _add_peft_alphas(grouped, metadata)
+    tensors, metadata = read_file(path)
     network = Network(name or path.stem, path, {}, metadata=metadata, key=key)
+    network.embeddings = _marked_embeddings(tensors, metadata)
+    for token in network.embeddings:
+        del tensors[token]
+    grouped = group(tensors, structure, shape=_shape)
+    network.embeddings |= grouped.embeddings
     network.unmatched += grouped.unmatched
     network.problems += grouped.problems
+    network.notes += grouped.notes
+    foreign = made_for_others(grouped)
+    if foreign:
+        raise FileProblem(
+            f"{path}: was made for {foreign}; networks for SD1, SD2 and SDXL can be used"
+        )
+    for layer, parts in grouped.layers.items():
+        grouped.layers[layer] = _standard(parts)
+    _add_peft_alphas(network, grouped)
     for layer, parts in grouped.layers.items():
         _add_layer(network, layer, parts, grouped.spelled[layer])
-    if not network.adapters:
+    if not network.adapters and not network.embeddings:
         raise FileProblem(f"{path}: {_nothing_usable(network, tensors)}")
     network.family = family_of(
         {
-            layer: {part: tuple(tensor.shape) for part, tensor in grouped.layers[layer].items()}
+            layer: {part: _shape(tensor) for part, tensor in grouped.layers[layer].items()}
             for layer in network.adapters
         },
         one_text_encoder=names_one_text_encoder(grouped),
@@ -106,10 +118,26 @@ def read_network(
     return network
 
 
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
+
+
+def _standard(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    return standard_parts(parts, _shape, lambda old, new: old.reshape(new), lambda old: old.T)
+
+
+def _marked_embeddings(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> dict[str, dict[str, Tensor]]:
+    """Embeddings that cloneofsimo's trainer put beside a LoRA: named by token, marked as such."""
+    tokens = [name for name, text in metadata.items() if text == "<embed>" and name in tensors]
+    return {token: {"emb_params": tensors[token]} for token in tokens}
+
+
 def _add_layer(network: Network, layer: str, parts: dict[str, Tensor], spelled: str) -> None:
-    missing = missing_part(parts)
-    if missing:
-        network.problems.append(f"{layer}: {missing}")
+    problem = unsupported(parts) or missing_part(parts) or _no_number(parts)
+    if problem:
+        network.problems.append(f"{layer}: {problem}")
         return
     try:
         network.adapters[layer] = adapter_from(parts)
@@ -118,6 +146,17 @@ def _add_layer(network: Network, layer: str, parts: dict[str, Tensor], spelled: 
             network.unmatched.append(f"{spelled} ({', '.join(sorted(parts))})")
         else:
             network.problems.append(f"{layer}: {error}")
+
+
+def _no_number(parts: Mapping[str, Tensor]) -> str | None:
+    """Says which factor of the whole layer is not a number, or None."""
+    for name in ("alpha", "scale"):
+        part = parts.get(name)
+        if part is None or part.numel() != 1:
+            continue
+        if part.is_complex() or not math.isfinite(part):
+            return f"its {name} is {part.item()}"
+    return None
 
 
 def _nothing_usable(network: Network, tensors: Mapping[str, Tensor]) -> str:
@@ -132,39 +171,39 @@ def _nothing_usable(network: Network, tensors: Mapping[str, Tensor]) -> str:
     return f"is not a network for Stable Diffusion: {describe(tensors)}"
 
 
-def _add_peft_alphas(grouped: Grouped[Tensor], metadata: Mapping[str, str]) -> None:
-    """PEFT keeps alpha in its config, which diffusers puts into `lora_adapter_metadata`."""
-    try:
-        config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except ValueError:
-        config = None
-    if not isinstance(config, dict):
-        grouped.problems.append("the metadata 'lora_adapter_metadata' is not JSON: alpha is rank")
-        return
-    if not config:
-        return
-    import torch
-
-    prefixes = {"unet": "unet", "te1": "text_encoder", "te2": "text_encoder_2"}
+def _add_peft_alphas(network: Network, grouped: Grouped[Tensor]) -> None:
+    """PEFT keeps alpha in its config: in diffusers' metadata or in a file beside the network."""
+    peft = {layer for layer, scheme in grouped.schemes.items() if scheme == "PEFT"}
+    config = read_config(network.path, network.metadata, beside=bool(peft))
+    network.problems += config.problems
+    unsaid = 0
     for layer, parts in grouped.layers.items():
-        component, _, module = layer.partition(".")
-        if "alpha" in parts or "lora_down.weight" not in parts:
+        # a config beside a file is PEFT's; the metadata speak of all that the file has
+        if "alpha" in parts or (layer not in peft and config.source != "the metadata"):
             continue
-        alpha = _peft_alpha(config, prefixes.get(component, component), module)
-        if alpha is None:
-            continue
-        if config.get(f"{prefixes.get(component, component)}.use_rslora"):
-            alpha *= math.sqrt(parts["lora_down.weight"].shape[0])
+        unsaid += not _add_alpha(config, layer, parts)
+    if unsaid and peft:
+        network.notes.append(f"alpha is stated nowhere for {unsaid} layers: taken as the rank")
+
+
+def _add_alpha(config: PeftConfig, layer: str, parts: dict[str, Tensor]) -> bool:
+    """Adds the alpha that is stated for a layer; returns whether its scale is known."""
+    rank = rank_of({part: _shape(tensor) for part, tensor in parts.items()})
+    whole = "lokr_w1" in parts and "lokr_w2" in parts
+    if rank is None and not whole:
+        return True  # an algorithm without a rank has no scale either
+    rank = rank or round(config.rank(layer) or 0)
+    alpha = config.alpha(layer, rank) if rank else None
+    if alpha is None:
+        return False
+    if whole:
+        # LyCORIS, whose form this is, does not scale two whole factors; PEFT does
+        parts["lokr_w1"] = parts["lokr_w1"] * (alpha / rank)
+    else:
+        import torch
+
         parts["alpha"] = torch.tensor(alpha)
-
-
-def _peft_alpha(config: Mapping[str, Any], prefix: str, module: str) -> float | None:
-    patterns = config.get(f"{prefix}.alpha_pattern")
-    for name, alpha in patterns.items() if isinstance(patterns, dict) else ():
-        if f".{module}".endswith(f".{name.removeprefix(prefix + '.')}"):
-            return float(alpha)
-    alpha = config.get(f"{prefix}.lora_alpha")
-    return float(alpha) if isinstance(alpha, (int, float)) else None
+    return True
 
 
 # --- writing ----------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MAX_PICKLE = 256_000_000  # bytes of the pickle program itself; tensors lie outside of it
 MAX_DEPTH = 16  # of nested dicts and lists
+MAX_ENTRIES = 200_000  # of all dicts and lists together; one list may stand in many places
+MAX_NAMES = 50_000_000  # characters of all their dotted names
 _CONVERT = "do not open it; get a .safetensors version"
 # the first of the five pickles of PyTorch's format before 1.6 (torch.serialization.MAGIC_NUMBER)
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -253,16 +255,21 @@ def _stand_in_module() -> types.ModuleType:
     return module
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
-    """The object without stand-ins: a ParameterDict becomes a dict, others what items they got."""
-    if depth > MAX_DEPTH:
-        raise ValueError(f"nested deeper than {MAX_DEPTH}")
+def _plain(value: Any, depth: int = 0, left: list[int] | None = None) -> Any:
+    """The object without stand-ins: a ParameterDict becomes a dict, others what items they got.
+
+    Raises ValueError for an object that would unfold to more than the limits above.
+    """
+    left = [MAX_ENTRIES] if left is None else left
+    left[0] -= 1
+    if depth > MAX_DEPTH or left[0] < 0:
+        raise ValueError(f"nested deeper than {MAX_DEPTH}, or over {MAX_ENTRIES} entries")
     if isinstance(value, _Inert) and isinstance(value.state, dict):
         value = value.state.get("_parameters") or dict(value)
     if isinstance(value, dict):
-        return {key: _plain(item, depth + 1) for key, item in value.items()}
+        return {key: _plain(item, depth + 1, left) for key, item in value.items()}
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
-        return type(value)(_plain(item, depth + 1) for item in value)
+        return type(value)(_plain(item, depth + 1, left) for item in value)
     return value
 
 
@@ -276,30 +283,52 @@ def flatten(loaded: object, path: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, value in _leaves(loaded, path):
         if isinstance(value, torch.Tensor):
-            found[name] = value.detach()
-        elif name.endswith(".alpha") and isinstance(value, (int, float)):
+            found[name] = _checked(value.detach(), name, path)
+        elif name.endswith(".alpha") and isinstance(value, (int, float)) and abs(value) < 1e30:
             found[name] = torch.tensor(float(value))
     if not found:
         raise FileProblem(f"{path}: holds no tensors; {AGAIN}")
     return found
 
 
-def _leaves(
-    value: Any, path: Path, prefix: str = "", depth: int = 0
-) -> Iterator[tuple[str, object]]:
-    if depth > MAX_DEPTH:
-        raise FileProblem(f"{path}: is nested deeper than {MAX_DEPTH}; {AGAIN}")
-    if depth == 0 and isinstance(value, Mapping) and isinstance(value.get("state_dict"), Mapping):
-        value = value["state_dict"]
-    if isinstance(value, Mapping):
-        items: Any = value.items()
-    elif isinstance(value, (list, tuple)) and not isinstance(value, TensorInfo):
-        items = enumerate(value)
-    else:
-        yield prefix, value
-        return
-    for key, item in items:
-        yield from _leaves(item, path, f"{prefix}.{key}" if prefix else str(key), depth + 1)
+def _checked(tensor: Tensor, name: str, path: Path) -> Tensor:
+    """A few bytes can be spread over a huge tensor by its strides: such a one is refused."""
+    import torch
+
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise FileProblem(f"{path}: '{short(name)}' is no plain tensor ({tensor.layout}); {AGAIN}")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise FileProblem(
+            f"{path}: '{short(name)}' of shape {list(tensor.shape)} is larger than its data;"
+            f" {AGAIN}"
+        )
+    return tensor
+
+
+def _leaves(loaded: Any, path: Path) -> Iterator[tuple[str, object]]:
+    """Everything in an object that is no dict or list, by its dotted name. Raises FileProblem."""
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    waiting: list[tuple[str, Any, int]] = [("", loaded, 0)]
+    left, characters = MAX_ENTRIES, MAX_NAMES
+    while waiting:
+        prefix, value, depth = waiting.pop()
+        if isinstance(value, Mapping):
+            items = list(value.items())
+        elif isinstance(value, (list, tuple)) and not isinstance(value, TensorInfo):
+            items = list(enumerate(value))
+        else:
+            yield prefix, value
+            continue
+        left -= len(items)
+        characters -= len(prefix) * len(items)
+        if depth > MAX_DEPTH or left < 0 or characters < 0:
+            raise FileProblem(
+                f"{path}: is nested deeper than {MAX_DEPTH}, or has over {MAX_ENTRIES} entries;"
+                f" {AGAIN}"
+            )
+        named = [(f"{prefix}.{key}" if depth else str(key), item) for key, item in items]
+        waiting += [(name, item, depth + 1) for name, item in reversed(named)]
 
 
 # --- shapes without torch ---------------------------------------------------------------------

@@ -8,16 +8,15 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from extensions_lib.files.keys import KNOWN, Grouped, group
+from extensions_lib.files.foreign import foreign_family, unsupported
+from extensions_lib.files.keys import KNOWN, Grouped, Value, group
+from extensions_lib.files.sizes import Shape, Shapes, outputs, sizes
 from extensions_lib.models.families import Family, Structure
 from extensions_lib.models.names import LayerInfo, canonical_layers
-
-Shape = tuple[int, ...]
-Shapes = Mapping[str, Shape]
 
 # kind -> the parts a layer of it must have; an entry may name alternatives with "|". The first kind
 # that fits has the layer.
@@ -33,13 +32,14 @@ SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 TITLES: Mapping[str, str] = {
     "lora": "LoRA", "locon": "LoCon", "loha": "LoHa", "lokr": "LoKr", "glora": "GLoRA",
-    "ia3": "IA3", "oft": "OFT", "norm": "Norm", "full": "Full", "dora": "DoRA",
+    "ia3": "IA3", "oft": "OFT", "boft": "BOFT", "diag_oft": "Diag-OFT", "oft_diag": "OFT (diag)",
+    "norm": "Norm", "full": "Full", "dora": "DoRA",
 }  # fmt: skip
 # a part that is nothing without the other
 _PAIRS = (
     ("lora_up.weight", "lora_down.weight"), ("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b"),
     ("lokr_w1_a", "lokr_w1_b"), ("lokr_w2_a", "lokr_w2_b"), ("a1.weight", "a2.weight"),
-    ("b1.weight", "b2.weight"),
+    ("b1.weight", "b2.weight"), ("lora_embedding_A", "lora_embedding_B"),
 )  # fmt: skip
 
 
@@ -49,6 +49,37 @@ def kind_of(parts: Collection[str]) -> str | None:
         if all(any(name in parts for name in entry.split("|")) for entry in needed):
             return kind
     return None
+
+
+def standard_parts(
+    parts: dict[str, Value],
+    shape: Callable[[Value], Shape],
+    view: Callable[[Value, Shape], Value],
+    transposed: Callable[[Value], Value],
+) -> dict[str, Value]:
+    """The parts of a layer in the form in which every trainer but PEFT has them; without copies.
+
+    PEFT keeps DoRA's magnitude as [out], or [1, out, 1, 1] for a convolution, where LyCORIS has
+    [out, 1(, 1, 1)]; and the factors of an embedding the other way round. `shape`, `view` and
+    `transposed` do that to a value, which is a tensor or a mere shape.
+    """
+    magnitude = parts.get("lora_magnitude_vector")
+    if magnitude is not None and "dora_scale" not in parts:
+        found = shape(magnitude)
+        if len(found) == 1 or found[:1] == (1,):
+            down = parts.get("lora_down.weight")
+            ones = (1,) * (max(len(found), len(shape(down)) if down is not None else 2) - 1)
+            parts = {**parts, "dora_scale": view(magnitude, (math.prod(found), *ones))}
+            del parts["lora_magnitude_vector"]
+    first, second = parts.get("lora_embedding_A"), parts.get("lora_embedding_B")
+    if first is not None and second is not None and len(shape(first)) == len(shape(second)) == 2:
+        parts = {k: v for k, v in parts.items() if not k.startswith("lora_embedding_")}
+        parts |= {"lora_up.weight": transposed(first), "lora_down.weight": transposed(second)}
+    return parts
+
+
+def standard_shapes(parts: dict[str, Shape]) -> dict[str, Shape]:
+    return standard_parts(parts, tuple, lambda _, new: new, lambda old: old[::-1])
 
 
 def missing_part(parts: Collection[str]) -> str | None:
@@ -65,33 +96,9 @@ def rank_of(parts: Shapes) -> int | None:
     for name in ("lora_down.weight", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
         if parts.get(name):
             return parts[name][0]
+    if "a1.weight" in parts and "a2.weight" in parts:
+        return min((*parts["a1.weight"][:2], *parts["a2.weight"][:2]), default=None)
     return None
-
-
-def sizes(parts: Shapes) -> tuple[int, int] | None:
-    """(out, in·kernel or in) of the weight that a layer's parts were made for, where they tell."""
-    try:
-        if "lora_up.weight" in parts:
-            return parts["lora_up.weight"][0], parts["lora_down.weight"][1]
-        if "hada_t1" in parts:
-            return parts["hada_w1_a"][1], parts["hada_w1_b"][1]
-        if "hada_w1_a" in parts:
-            return parts["hada_w1_a"][0], parts["hada_w1_b"][1]
-        if "lokr_w1" in parts or "lokr_w1_a" in parts:
-            first, second = _factor(parts, "lokr_w1"), _factor(parts, "lokr_w2")
-            return first[0] * second[0], first[1] * second[1]
-        if "diff" in parts:
-            return parts["diff"][0], math.prod(parts["diff"][1:])
-    except (KeyError, IndexError):
-        pass  # a broken layer tells nothing; reading it says what is wrong
-    return None
-
-
-def _factor(parts: Shapes, name: str) -> tuple[int, int]:
-    if name in parts:
-        return parts[name][0], parts[name][1]
-    transposed = name.endswith("w2") and "lokr_t2" in parts
-    return parts[f"{name}_a"][1 if transposed else 0], parts[f"{name}_b"][1]
 
 
 @functools.lru_cache(maxsize=8)
@@ -103,9 +110,15 @@ def fits(parts: Shapes, weight: Shape) -> bool | None:
     """Whether a layer's parts were made for a weight of this shape; None where they do not tell."""
     found = sizes(parts)
     if found is None:
-        return None
+        only = outputs(parts)
+        return None if only is None else only == weight[0]
     inputs = {weight[1], math.prod(weight[1:])} if len(weight) > 1 else {1}
+    if len(weight) > 2 and weight[1] == _LATENTS:
+        inputs |= {_INPAINTING, math.prod((_INPAINTING, *weight[2:]))}
     return found[0] == weight[0] and found[1] in inputs
+
+
+_LATENTS, _INPAINTING = 4, 9  # input channels of a UNet, and of one that also takes a mask
 
 
 def family_of(layers: Mapping[str, Shapes], *, one_text_encoder: bool = False) -> Family | None:
@@ -121,10 +134,12 @@ def family_of(layers: Mapping[str, Shapes], *, one_text_encoder: bool = False) -
     named: set[Family] = set()
     for structure in KNOWN:
         weights = layers_of(structure)
-        if not layers or any(layer not in weights for layer in layers):
-            continue
-        named.add(structure.family)
-        verdicts = [fits(parts, weights[layer].shape) for layer, parts in layers.items()]
+        verdicts = [
+            fits(parts, weights[layer].shape) if layer in weights else False
+            for layer, parts in layers.items()
+        ]
+        if layers and all(layer in weights for layer in layers):
+            named.add(structure.family)
         told = [verdict for verdict in verdicts if verdict is not None]
         score = sum(told) / len(told) if told else 0.0
         scores[structure.family] = max(score, scores.get(structure.family, 0.0))
@@ -139,6 +154,12 @@ def family_of(layers: Mapping[str, Shapes], *, one_text_encoder: bool = False) -
     return Family.SDXL if named == {Family.SDXL} and best == 0.0 and not _told(layers) else None
 
 
+def strays(layers: Iterable[str], family: Family | None) -> list[str]:
+    """The layers that no model of the family has; none where the family is not known."""
+    known = [layers_of(structure) for structure in KNOWN if structure.family is family]
+    return [layer for layer in layers if known and not any(layer in own for own in known)]
+
+
 def _told(layers: Mapping[str, Shapes]) -> bool:
     return any(sizes(parts) is not None for parts in layers.values())
 
@@ -151,10 +172,14 @@ class NetworkFacts:
     kinds: Counter[str] = field(default_factory=Counter)  # algorithm -> layers
     ranks: Counter[int] = field(default_factory=Counter)  # rank -> layers
     components: Counter[str] = field(default_factory=Counter)  # "unet", "te1", … -> layers
+    ways: Counter[str] = field(default_factory=Counter)  # whose way of naming -> layers
+    embeddings: dict[str, tuple[str, ...]] = field(default_factory=dict)  # bundled: name -> parts
     unmatched: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    foreign: str | None = None  # a family unknown here that it was made for
     convolutions: bool = False  # a LoRA that also changes k×k convolutions is a LoCon
-    dora: bool = False
+    dora: int = 0  # layers with a DoRA magnitude
 
     @property
     def layers(self) -> int:
@@ -172,27 +197,51 @@ class NetworkFacts:
 def facts_of(shapes: Shapes) -> NetworkFacts:
     """Sorts the tensors of a network file by their names and shapes alone."""
     grouped = group(shapes)
+    foreign = made_for_others(grouped)
+    facts = NetworkFacts(
+        None,
+        unmatched=list(grouped.unmatched),
+        problems=list(grouped.problems),
+        notes=list(grouped.notes),
+        ways=grouped.ways,
+        embeddings={name: tuple(parts) for name, parts in grouped.embeddings.items()},
+        foreign=foreign,
+    )
+    if foreign:
+        return facts
     understood: dict[str, Shapes] = {}
-    facts = NetworkFacts(None, unmatched=list(grouped.unmatched), problems=list(grouped.problems))
-    for layer, parts in grouped.layers.items():
-        kind, missing = kind_of(parts), missing_part(parts)
-        if missing:
-            facts.problems.append(f"{layer}: {missing}")
-            continue
-        if kind is None:
+    for layer, found in grouped.layers.items():
+        parts = standard_shapes(found)
+        kind, problem = kind_of(parts), unsupported(parts) or missing_part(parts)
+        if problem:
+            facts.problems.append(f"{layer}: {problem}")
+        elif kind is None:
             facts.unmatched.append(f"{grouped.spelled[layer]} ({', '.join(sorted(parts))})")
-            continue
-        understood[layer] = parts
-        facts.kinds[kind] += 1
-        facts.components[layer.partition(".")[0]] += 1
-        rank = rank_of(parts)
-        if rank is not None:
-            facts.ranks[rank] += 1
-        kernel = parts.get("lora_mid.weight", parts.get("lora_down.weight", ()))[2:]
-        facts.convolutions |= math.prod(kernel) > 1
-        facts.dora |= "dora_scale" in parts
+        else:
+            understood[layer] = parts
+            # a butterfly is told from other rotations by one more dimension
+            butterfly = kind == "oft" and len(parts.get("oft_blocks", ())) == 4
+            _count(facts, layer, "boft" if butterfly else kind, parts)
     facts.family = family_of(understood, one_text_encoder=names_one_text_encoder(grouped))
     return facts
+
+
+def _count(facts: NetworkFacts, layer: str, kind: str, parts: Shapes) -> None:
+    facts.kinds[kind] += 1
+    facts.components[layer.partition(".")[0]] += 1
+    rank = rank_of(parts)
+    if rank is not None:
+        facts.ranks[rank] += 1
+    kernel = parts.get("lora_mid.weight", parts.get("lora_down.weight", ()))[2:]
+    facts.convolutions |= math.prod(kernel) > 1
+    facts.dora += "dora_scale" in parts
+
+
+def made_for_others(grouped: Grouped[Any]) -> str | None:
+    """The family, unknown here, whose network this is; its CLIP may still have names known here."""
+    if len(grouped.unmatched) == 0 or any(layer.startswith("unet.") for layer in grouped.layers):
+        return None
+    return foreign_family(grouped.unmatched)
 
 
 def names_one_text_encoder(grouped: Grouped[Any]) -> bool:

@@ -43,6 +43,7 @@ __all__ = [
     "is_pickle",
     "is_safetensors",
     "read_any_header",
+    "read_file",
     "read_header",
     "read_tensors",
     "serialised",
@@ -84,19 +85,27 @@ def read_tensors(
     flattened, and nested dicts get dotted names.
     Raises FileProblem: also for a key that is not there, and for code in a pickle, by name.
     """
+    return read_file(path, keys)[0]
+
+
+def read_file(
+    path: str | os.PathLike[str], keys: Collection[str] | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """As `read_tensors`, with the file's metadata; a pickle has none. Raises FileProblem."""
     path = Path(path)
     if is_pickle(path):
         from extensions_lib.files.pickles import flatten, read_pickle
 
         tensors = flatten(read_pickle(path), path)
         if keys is None:
-            return tensors
+            return tensors, {}
         _check_keys(path, keys, tensors)
-        return {key: tensors[key] for key in keys}
+        return {key: tensors[key] for key in keys}, {}
     header = read_header(path)
     if keys is not None:
         _check_keys(path, keys, header.tensors)
-    return _mapped_tensors(path, header.tensors if keys is None else keys)
+    chosen = header.tensors if keys is None else keys
+    return _mapped_tensors(path, chosen), dict(header.metadata)
 
 
 def _check_keys(path: Path, keys: Collection[str], there: Collection[str]) -> None:

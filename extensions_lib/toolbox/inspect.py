@@ -15,13 +15,15 @@ from extensions_lib.files.checkpoints import checkpoint_structure
 from extensions_lib.files.hashes import data_hash, legacy_hash, sha256_file, stated_hash
 from extensions_lib.files.keys import KNOWN
 from extensions_lib.files.model_configs import config_beside
-from extensions_lib.files.recognise import TITLES, NetworkFacts, facts_of, layers_of
+from extensions_lib.files.recognise import TITLES, NetworkFacts, facts_of, layers_of, strays
 from extensions_lib.files.safe import Header, is_pickle, read_any_header
 from extensions_lib.models.families import Family
 from extensions_lib.models.strangers import describe
 from extensions_lib.toolbox.report import Report
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from extensions_lib.adapters import Adapter
 
 _EMBEDDING_FAMILIES = {768: Family.SD1, 1024: Family.SD2, 1280: Family.SDXL}
@@ -52,7 +54,7 @@ def inspect(
 def _recognise(report: Report, header: Header) -> None:
     shapes = header.shapes
     facts = facts_of(shapes)
-    if facts.layers or facts.problems:
+    if facts.layers or facts.problems or facts.embeddings or facts.foreign:
         _network(report, facts)
     elif any("input_blocks.0.0.weight" in key for key in shapes):
         _checkpoint(report, shapes)
@@ -121,12 +123,16 @@ def _embedding(report: Report, shapes: Mapping[str, tuple[int, ...]]) -> bool:
 
 def _network(report: Report, facts: NetworkFacts) -> None:
     """The header tells the kinds; reading it as the WebUI would tells what does not load."""
-    report.what = facts.title or "Network"
-    report.family = facts.family
+    report.what = facts.title or ("Network" if facts.layers else "Network that does not load")
+    report.family, report.foreign = facts.family, facts.foreign
     report.kinds = {TITLES.get(kind, kind): count for kind, count in facts.kinds.items()}
     report.ranks = dict(sorted(facts.ranks.items()))
-    report.components = dict(facts.components)
+    report.components, report.names = dict(facts.components), dict(facts.ways)
+    report.dora = facts.dora
     report.unmatched, report.problems = facts.unmatched, facts.problems
+    report.notes = facts.notes
+    if facts.foreign:
+        report.what = f"Network for {facts.foreign}"
 
     from extensions_lib.files.networks import read_network
 
@@ -137,15 +143,38 @@ def _network(report: Report, facts: NetworkFacts) -> None:
         return
     report.matched = len(network.adapters)
     report.unmatched, report.problems = network.unmatched, network.problems
+    report.notes, report.embeddings = network.notes, sorted(network.embeddings)
+    if report.embeddings and not report.matched:
+        report.what = "Embeddings in a network file"
     alphas: Counter[float] = Counter()
     for layer, adapter in network.adapters.items():
-        alpha = adapter.tensors().get("alpha")
-        if alpha is not None:
-            alphas[round(float(alpha), 6)] += 1
-        misfit = _misfit(layer, adapter, facts.family)
-        if misfit:
-            report.problems.append(misfit)
+        tensors = adapter.tensors()
+        if tensors.get("alpha") is not None:
+            alphas[round(float(tensors["alpha"]), 6)] += 1
+        wrong = _misfit(layer, adapter, facts.family) or _not_finite(layer, tensors)
+        if wrong:
+            report.problems.append(wrong)
     report.alphas = dict(sorted(alphas.items()))
+    _say_strays(report, network.adapters)
+
+
+def _not_finite(layer: str, tensors: Mapping[str, Tensor]) -> str | None:
+    """Names the first part of a layer with numbers that are none: pictures would turn black."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
+            return f"{layer}: {name} holds values that are no numbers (NaN or infinite)"
+    return None
+
+
+def _say_strays(report: Report, layers: Collection[str]) -> None:
+    """A file that mixes families, or was trained on a model of another plan."""
+    if report.family is None and report.matched:
+        report.notes.append("its layers are of no single family: SD1, SD2 or SDXL")
+    strange = strays(layers, report.family)
+    if strange:
+        report.problems.append(
+            f"{len(strange)} layers are in no {report.family} model, such as {strange[0]}"
+        )
 
 
 def _misfit(layer: str, adapter: Adapter, family: Family | None) -> str | None:

@@ -28,9 +28,14 @@ class Report:
     ranks: dict[int, int] = field(default_factory=dict)  # rank -> layers
     alphas: dict[float, int] = field(default_factory=dict)  # alpha -> layers
     components: dict[str, int] = field(default_factory=dict)  # "unet", "te1", … -> layers
+    names: dict[str, int] = field(default_factory=dict)  # whose way of naming -> layers
+    dora: int = 0  # layers with a DoRA magnitude
+    embeddings: list[str] = field(default_factory=list)  # that came along in a network
+    foreign: str | None = None  # a family unknown here that it was made for
     matched: int = 0  # layers that load
     unmatched: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was decided; nothing is left out
     hashes: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
 
@@ -53,7 +58,9 @@ class Report:
         lines += [f"           {detail}" for detail in self.details]
         if network:
             lines += [
-                f"Algorithm: {_counts(self.kinds) or 'none'} (layers)",
+                f"Algorithm: {_counts(self.kinds) or 'none'} (layers)"
+                + (f", DoRA in {self.dora}" if self.dora else ""),
+                f"Names:     {_counts(self.names) or 'none'}",
                 f"Rank:      {_counts(self.ranks) or 'none'}",
                 f"Alpha:     {_counts(self.alphas) or 'none: scale 1'}",
                 f"Layers:    {self.matched} load ({_counts(self.components)}),"
@@ -61,6 +68,7 @@ class Report:
             ]
         lines += [f"{name + ': ':<11}{value}" for name, value in self.hashes.items()]
         lines += _listed("Problems", self.problems) + _listed("Not known", self.unmatched)
+        lines += _listed("Notes", self.notes) + _listed("Embeddings in it", self.embeddings)
         lines += _listed(
             "Metadata", [f"{key}: {_cut(text)}" for key, text in sorted(self.metadata.items())], 200
         )

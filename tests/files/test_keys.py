@@ -42,11 +42,22 @@ TE_DOTS = "text_model.encoder.layers.3.self_attn.q_proj"
         (f"unet.{Q_DOTS}.lora_A.weight", TO_Q, "lora_down.weight"),
         (f"unet.{Q_DOTS}.lora_B.default.weight", TO_Q, "lora_up.weight"),
         (f"unet.{Q_DOTS}.lora.down.weight", TO_Q, "lora_down.weight"),
-        (f"unet.{Q_DOTS}.lora_magnitude_vector", TO_Q, "dora_scale"),
+        (f"unet.{Q_DOTS}.lora_magnitude_vector", TO_Q, "lora_magnitude_vector"),
         (f"base_model.model.{Q_DOTS}.lora_A.weight", TO_Q, "lora_down.weight"),
         (f"base_model.model.unet.{Q_DOTS}.lora_A.weight", TO_Q, "lora_down.weight"),
         (f"lycoris_{Q_FLAT[10:]}.lokr_w1", TO_Q, "lokr_w1"),
         (f"oft_unet_{Q_FLAT[10:]}.oft_blocks", TO_Q, "oft_blocks"),
+        (
+            "oft_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.oft_blocks",
+            TO_Q,
+            "oft_blocks",
+        ),
+        (
+            "lora_te_wrapped_model_transformer_resblocks_3_attn_q_proj.lora_up.weight",
+            TE,
+            "lora_up.weight",
+        ),
+        ("lora_te_wrapped_transformer_" + TE_DOTS.replace(".", "_") + ".alpha", TE, "alpha"),
         (
             "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q.lora_up.weight",
             TO_Q,
@@ -152,13 +163,25 @@ def test_a_loaded_model_s_own_names_are_added() -> None:
     assert part_of(key, small)[0] == "unet.down_blocks.0.attentions.4.proj_in"
 
 
-def test_a_part_given_twice_is_said() -> None:
+def test_a_layer_named_twice_is_said_and_the_first_has_it() -> None:
     ldm = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
     grouped = group({f"{Q_FLAT}.alpha": 1, f"{ldm}.alpha": 2, f"{ldm}.lora_up.weight": 3})
-    assert grouped.layers == {TO_Q: {"alpha": 1, "lora_up.weight": 3}}
+    assert grouped.layers == {TO_Q: {"alpha": 1}}
     assert len(grouped.problems) == 1
     assert TO_Q in grouped.problems[0]
     assert ldm in grouped.problems[0]
+
+
+def test_halves_of_a_layer_under_two_names_are_one_layer() -> None:
+    grouped = group({f"unet.{Q_DOTS}.lora.up.weight": 1, f"{Q_FLAT}.alpha": 2})
+    assert grouped.layers == {TO_Q: {"lora_up.weight": 1, "alpha": 2}}
+    assert not grouped.problems
+
+
+def test_the_same_part_under_two_endings_is_said() -> None:
+    grouped = group({f"unet.{Q_DOTS}.lora.up.weight": 1, f"unet.{Q_DOTS}.lora_B.weight": 2})
+    assert grouped.layers == {TO_Q: {"lora_up.weight": 1}}
+    assert len(grouped.problems) == 1
 
 
 def test_no_torch_is_needed() -> None:

@@ -17,6 +17,7 @@ from extensions_lib.files.networks import network_key, read_network, write_netwo
 from extensions_lib.files.safe import read_any_header, read_header, write_safetensors
 from extensions_lib.models.families import SD15, SD21, SDXL_BASE, Family, Structure
 from extensions_lib.models.names import canonical_layers
+from tests.files.broken import SEEDS, valid_tensors
 
 FAMILIES = pytest.mark.parametrize("structure", [SD15, SD21, SDXL_BASE], ids=["SD1", "SD2", "SDXL"])
 
@@ -137,7 +138,8 @@ def test_bad_layers_are_named_and_the_others_load(tmp_path: Path) -> None:
 def test_nothing_usable_is_a_refusal(tmp_path: Path) -> None:
     path = tmp_path / "n.safetensors"
     for tensors, says in (
-        (keyed(lora_unet_double_blocks_0_x=pair()), "double_blocks"),
+        (keyed(lora_unet_double_blocks_0_x=pair()), "made for Flux"),
+        (keyed(lora_unet_nowhere=pair()), "lora_unet_nowhere"),
         (keyed(**{Q: {"lora_up.weight": torch.ones(2, 2)}}), "without"),
         ({"emb_params": torch.ones(2, 768)}, "embedding"),
     ):
@@ -241,3 +243,31 @@ def test_an_edited_file_has_another_key(tmp_path: Path) -> None:
     first = read_network(path).key
     write_safetensors(path, keyed(**{Q: pair(rank=3)}))
     assert read_network(path).key != first
+
+
+@pytest.mark.parametrize("number", range(len(SEEDS)))
+def test_every_kind_comes_back_as_it_was_written(tmp_path: Path, number: int) -> None:
+    tensors = valid_tensors(SEEDS[number], torch.Generator().manual_seed(number))
+    write_safetensors(tmp_path / "given.safetensors", tensors)
+    given = read_network(tmp_path / "given.safetensors")
+    assert (given.unmatched, given.problems) == ([], [])
+    write_network(tmp_path / "again.safetensors", given.adapters)
+    again = read_network(tmp_path / "again.safetensors")
+    assert (again.unmatched, again.problems) == ([], [])
+    assert again.kinds == given.kinds
+    for layer, adapter in given.adapters.items():
+        parts, back = adapter.tensors(), again.adapters[layer].tensors()
+        assert parts.keys() == back.keys()
+        assert all(torch.equal(back[part], tensor) for part, tensor in parts.items())
+    facts = recognise.facts_of(read_header(tmp_path / "again.safetensors").shapes)
+    assert facts.kinds == given.kinds
+    assert facts.ranks == given.ranks
+
+
+def test_every_kind_of_adapter_is_in_the_files_above(tmp_path: Path) -> None:
+    seen = set()
+    for seed in SEEDS:
+        tensors = valid_tensors(seed, torch.Generator().manual_seed(0))
+        write_safetensors(tmp_path / "n.safetensors", tensors)
+        seen |= set(read_network(tmp_path / "n.safetensors").kinds)
+    assert {kind.kind for kind in KINDS} <= seen

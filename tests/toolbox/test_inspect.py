@@ -147,3 +147,57 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "n.safetensors").write_bytes(b"<html>")
     with pytest.raises(FileProblem, match="web page"):
         inspect(tmp_path / "n.safetensors")
+
+
+def test_a_file_of_many_kinds_is_told_part_by_part(tmp_path: Path) -> None:
+    q = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_"
+    tensors = {
+        f"lora_{q[:-1].replace('.', '_')}_q.lora_up.weight": torch.randn(320, 4),
+        f"lora_{q[:-1].replace('.', '_')}_q.lora_down.weight": torch.randn(4, 320),
+        f"lora_{q[:-1].replace('.', '_')}_q.dora_scale": torch.ones(320, 1),
+        "lora_unet_down_blocks_0_resnets_0_conv1.lora_up.weight": torch.randn(320, 2, 1, 1),
+        "lora_unet_down_blocks_0_resnets_0_conv1.lora_down.weight": torch.randn(2, 320, 3, 3),
+        "lora_unet_conv_norm_out.w_norm": torch.randn(320),
+        "lora_unet_conv_norm_out.b_norm": torch.randn(320),
+        f"{q}k.lora_A.weight": torch.randn(3, 320),
+        f"{q}k.lora_B.weight": torch.full((320, 3), float("nan")),
+        "lora_unet_mid_block_resnets_0_conv1.oft_blocks": torch.randn(4, 320, 4, 4),
+        "bundle_emb.word.emb_params": torch.randn(1, 768),
+        "lora_unet_nowhere.alpha": torch.ones(()),
+    }
+    write_safetensors(tmp_path / "n.safetensors", tensors)
+    report = inspect(tmp_path / "n.safetensors")
+    assert report.what == "LoCon + Norm + BOFT (DoRA)"
+    assert report.kinds == {"LoRA": 3, "Norm": 1, "BOFT": 1}
+    assert report.ranks == {2: 1, 3: 1, 4: 1}
+    assert report.names == {"kohya": 4, "PEFT": 1}
+    assert (report.dora, report.matched, report.embeddings) == (1, 5, ["word"])
+    assert report.unmatched == ["lora_unet_nowhere"]
+    assert any(f"{q}k" in problem and "NaN" in problem for problem in report.problems)
+    assert any("alpha is stated nowhere" in note for note in report.notes)
+    text = report.text()
+    for said in ("LoRA × 3", "DoRA in 1", "kohya × 4", "Embeddings in it", "word", "NaN"):
+        assert said in text
+    parsed = json.loads(report.to_json())
+    assert parsed["names"] == {"kohya": 4, "PEFT": 1}
+    assert parsed["foreign"] is None
+
+
+def test_a_network_for_another_family_is_named(tmp_path: Path) -> None:
+    tensors = {f"lora_unet_double_blocks_{i}_img_attn_qkv.alpha": torch.ones(()) for i in range(3)}
+    write_safetensors(tmp_path / "n.safetensors", tensors)
+    report = inspect(tmp_path / "n.safetensors")
+    assert (report.what, report.foreign, report.matched) == ("Network for Flux", "Flux", 0)
+    assert any("made for Flux" in problem for problem in report.problems)
+    assert len(report.unmatched) == 3
+
+
+def test_layers_of_two_families_in_one_file_are_said(tmp_path: Path) -> None:
+    given = network(SD15)
+    given["unet.down_blocks.2.attentions.0.transformer_blocks.9.attn2.to_k"] = LoRA.fresh(
+        (1280, 2048), 2
+    )
+    write_network(tmp_path / "n.safetensors", given, family=SD15.family)
+    report = inspect(tmp_path / "n.safetensors", hashes=False)
+    assert report.family is SD15.family
+    assert any("1 layers are in no SD1 model" in problem for problem in report.problems)

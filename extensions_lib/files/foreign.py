@@ -1,0 +1,83 @@
+"""Networks of other model families and of algorithms that cannot be applied, told by their names.
+
+The names are those that the families' own code, kohya's sd-scripts, musubi-tuner, diffusers and
+ComfyUI write. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+
+# The first row whose pattern most of the names have, and whose mark any of them has, tells the
+# family. "/" stands for the dot of dotted names and the underscore of flat ones.
+_DOUBLE = r"(double|single)_blocks/\d+/"
+_DIT = r"(?<!\d[._])(single_)?transformer_blocks/\d+/"  # a UNet's follow a number
+_FAMILIES: tuple[tuple[str, str, str], ...] = (
+    ("ControlNet-LLLite", r"lllite_", ""),
+    ("AnimateDiff", r"motion_modules?/\d+/|temporal_transformer", ""),
+    ("HunyuanVideo", _DOUBLE, r"(img|txt)_(mlp/fc\d|mod/linear)|token_refiner"),
+    ("Chroma", _DOUBLE, r"distilled_guidance_layer"),
+    ("Flux", _DOUBLE, ""),
+    ("Flux", _DIT, r"single_transformer_blocks"),
+    ("AuraFlow", r"joint_transformer_blocks/\d+/", ""),
+    ("Qwen-Image", _DIT, r"(img|txt)_(mlp|mod)"),
+    ("Stable Diffusion 3", r"joint_blocks/\d+/", ""),
+    ("Stable Diffusion 3", _DIT, r"attn/(add_[qkv]_proj|to_add_out)"),
+    ("PixArt", _DIT, r"adaln_single|caption_projection"),
+    ("a transformer model (DiT)", _DIT, ""),
+    ("Wan", r"blocks/\d+/(self_attn/[qkvo]|cross_attn/((k|v)_img|[qkvo])|ffn/[02])([._]|$)", ""),
+    ("HunyuanDiT", r"blocks/\d+/attn[12]/(Wqkv|q_proj|kv_proj|out_proj)", ""),
+    ("Lumina", r"(noise|context)_refiner/\d+/|layers/\d+/(attention|feed_forward|adaLN)", ""),
+    ("Cosmos", r"blocks/block\d+/|blocks/\d+/(adaln_modulation|self_attn/[qkv]_proj)", ""),
+    ("Stable Cascade", r"lora_prior_|(down|up)_blocks/\d+/\d+/(channelwise|kv_mapper|attn)", ""),
+    ("a language model", r"(^|[._])model/layers/\d+/(self_attn|mlp)/", ""),
+    ("T5", r"lora_te3_|encoder/block/\d+/layer/\d+/", ""),
+)
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    return re.compile(text.replace("/", "[._]"))
+
+
+_PATTERNS = tuple((name, _pattern(most), _pattern(mark)) for name, most, mark in _FAMILIES)
+
+
+def foreign_family(keys: Iterable[str]) -> str | None:
+    """The family, unknown here, that most of these unmatched names belong to, or None."""
+    names = list(keys)
+    for family, most, mark in _PATTERNS:
+        if sum(1 for name in names if most.search(name)) * 2 > len(names) and any(
+            mark.search(name) for name in names
+        ):
+            return family
+    return None
+
+
+# part -> the algorithm that has it
+_ALGORITHMS: dict[str, str] = {
+    "oft_R": "PEFT's OFT, which turns a layer's inputs by an amount that depends on its config",
+    "boft_R": "PEFT's BOFT",
+    "boft_s": "PEFT's BOFT",
+    "ia3_l": "PEFT's IA3, which scales a layer's bias, too",
+    "lora_E": "AdaLoRA",
+    "vera_lambda_b": "VeRA, whose shared matrices are not in the file",
+    "vera_lambda_d": "VeRA, whose shared matrices are not in the file",
+    "hra_u": "HRA",
+    "fourierft_spectrum": "FourierFT",
+    "q_layer.weight": "T-LoRA",
+    "p_layer.weight": "T-LoRA",
+    "lambda_layer": "T-LoRA",
+    "set_weight": "a weight that replaces the layer's own",
+    "reshape_weight": "a layer of another size than the model's",
+    "lora_B.bias": "a LoRA with a bias of its own (PEFT's lora_bias)",
+    "layer.bias": "a LoRA with a bias of its own (HCP-Diffusion)",
+    "layer.lora_up.bias": "a LoRA with a bias of its own (HCP-Diffusion)",
+    "layer.rank_groups": "HCP-Diffusion's grouped LoHa",
+}
+
+
+def unsupported(parts: Collection[str]) -> str | None:
+    """What a layer's parts belong to that cannot be applied, or None."""
+    found = next((_ALGORITHMS[part] for part in parts if part in _ALGORITHMS), None)
+    return None if found is None else f"is {found}: not supported"
