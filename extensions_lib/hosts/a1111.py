@@ -145,6 +145,9 @@ class A1111:
     def forget_builtin(self) -> None:
         forget_builtin()
 
+    def take_over_more(self, session: Any) -> None:
+        """Its own handlers do what they say."""
+
     def bare(self, sd_model: Any) -> None:
         """A parked set has given the original weights back already."""
 

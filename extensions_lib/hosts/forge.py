@@ -181,9 +181,10 @@ class PatcherSet:
         patches: dict[str, dict[str, Any]] = {"unet": {}, "clip": {}}
         for recipe in recipes.values():
             canonical = str(recipe.signature[0][0])
-            part, key = self._key(canonical)
-            if part is None:
-                unfit.append(f"{wanted[0].network.name}: {canonical}: Forge patches no VAE")
+            part, key = self._key(canonical, recipe.name)
+            if part is None or recipe.original()[1]:
+                why = "Forge patches no VAE" if part is None else "it has no bias to be changed"
+                unfit.append(f"{wanted[0].network.name}: {canonical}: {why}")
             else:
                 patches[part][key] = (KIND, (recipe,))
         unet, clip = original.unet.clone(), original.clip.clone()
@@ -195,12 +196,13 @@ class PatcherSet:
         changed = len(recipes)
         return _Made(original.unet, unet, clip, ApplyReport(names, changed, changed, unfit))
 
-    def _key(self, canonical: str) -> tuple[str | None, str]:
-        """The patcher that holds a layer, and the weight's name there."""
-        place, component = self._model.layers[canonical], component_of(canonical)
+    def _key(self, canonical: str, name: str) -> tuple[str | None, str]:
+        """The patcher that holds a layer, and the name there of its weight or bias."""
+        component = component_of(canonical)
+        key = f"{self._model.layers[canonical].path}.{name}"
         if component == "unet":
-            return "unet", f"diffusion_model.{place.key}"
-        return (None if component == "vae" else "clip"), place.key
+            return "unet", f"diffusion_model.{key}"
+        return (None if component == "vae" else "clip"), key
 
     def _online(self) -> bool:
         """Whether Forge is set to merge anew in each step, for weights that it holds packed."""
@@ -267,6 +269,12 @@ class Forge:
 
     def forget_builtin(self) -> None:
         forget_builtin()
+
+    def take_over_more(self, session: Any) -> None:
+        """Hypernetworks, whose tags Forge reads and does nothing with."""
+        from extensions_lib.hosts.webui_hypernetworks import take_over
+
+        take_over(session, session.cache)
 
     def bare(self, sd_model: Any) -> None:
         """Forge leaves merged weights in place until it loads a part for another order."""

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from extensions_lib.errors import CrucibleError
 from extensions_lib.files.networks import Key, Network, network_key, read_network
+from extensions_lib.hosts.embeddings import bundled_of
 from extensions_lib.models.names import component_of, unet_blocks
 from extensions_lib.patching import ActiveSet, ApplyReport, Shares, Wanted
 from extensions_lib.prompts.blocks import BASE, Blocks
 
 if TYPE_CHECKING:
+    from extensions_lib.files.embeddings import Embedding
     from extensions_lib.library import Entry, Library
     from extensions_lib.models.loaded import LoadedModel
     from extensions_lib.prompts.tags import NetworkRequest
@@ -33,6 +35,7 @@ class Applied:
     messages: list[str] = field(default_factory=list)
     hashes: dict[str, str] = field(default_factory=dict)
     text_identity: Hashable = ()
+    bundled: dict[str, Embedding] = field(default_factory=dict)  # embeddings inside the networks
 
 
 class InForce(Protocol):
@@ -74,6 +77,8 @@ class Networks:
         found = [(request, self._network(request, applied)) for request in requests]
         self._asked = [(request, network) for request, network in found if network is not None]
         self._hires = hires
+        applied.bundled, wrong = bundled_of(network for _, network in self._asked)
+        applied.messages += wrong
         wanted = self._wanted(0, 1)
         report = self._active.apply(wanted)
         self._forget_but(len(wanted) + _KEPT)

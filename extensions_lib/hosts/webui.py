@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from extensions_lib.errors import CrucibleError, NetworkProblem
+from extensions_lib.hosts.webui_embeddings import prepare
 from extensions_lib.prompts.tags import NetworkRequest, network_requests
 
 if TYPE_CHECKING:
     from extensions_lib.hosts.networks import Applied, InForce, Networks
+    from extensions_lib.hosts.webui_embeddings import WebUIEmbeddings
     from extensions_lib.library import Library
     from extensions_lib.models.loaded import LoadedModel
 
@@ -42,6 +44,9 @@ class WebUI(Protocol):
     def current(self) -> Any:
         """The WebUI's object of the checkpoint, which it loads first if need be."""
 
+    def take_over_more(self, session: Session) -> None:
+        """Answers tags besides those of networks that the WebUI itself does not."""
+
     def bare(self, sd_model: Any) -> None:
         """Sees to it that the modules hold the checkpoint's own weights, with no network parked."""
 
@@ -56,7 +61,7 @@ class Session:
     """
 
     def __init__(self, host: WebUI, folders: Sequence[Path], cache: Path) -> None:
-        self.host, self.folders, self._cache = host, list(folders), cache
+        self.host, self.folders, self.cache = host, list(folders), cache
         self._of: Callable[[], Any] = lambda: None  # the model looked at last, held weakly
         self._text_identity: Hashable = ()
 
@@ -65,9 +70,16 @@ class Session:
         """The network files, read when first asked for."""
         from extensions_lib.library import Library
 
-        library = Library(self.folders, self._cache)
+        library = Library(self.folders, self.cache)
         library.refresh()
         return library
+
+    @cached_property
+    def embeddings(self) -> WebUIEmbeddings:
+        """What keeps the WebUI's embeddings in step with their folder."""
+        from extensions_lib.hosts.webui_embeddings import of_webui
+
+        return of_webui(self.cache)
 
     def why_not(self, sd_model: Any) -> str | None:
         """Why nothing of ours can be put on the model that the WebUI has loaded; None if it can."""
@@ -98,6 +110,8 @@ class Session:
         networks = getattr(self._of(), _OURS, None)
         if networks is not None:
             networks.park()
+        if "embeddings" in self.__dict__:
+            self.embeddings.take_back()
 
     def forget_model(self) -> None:
         """Takes all networks off and frees their memory: the model is being replaced."""
@@ -159,7 +173,9 @@ def activate(session: Session, p: Any, params_list: Sequence[Any], options: Any)
     else:
         session.park()
     messages += applied.messages
-    if session.text_changed(applied):
+    prepared = prepare(session, p, applied.bundled)
+    messages += prepared.messages
+    if session.text_changed(applied) or prepared.changed:
         _forget_conditions(p)
     if getattr(options, "lora_add_hashes_to_infotext", True):
         _note_hashes(p, applied)
@@ -250,6 +266,7 @@ def take_over(session: Session) -> None:
                 session.host.forget_builtin()
             self.lent = lent
 
+    session.host.take_over_more(session)
     handler = CrucibleNetworks()
     session.host.forget_builtin()
     extra_networks.register_extra_network(handler)

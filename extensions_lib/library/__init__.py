@@ -5,5 +5,6 @@ Needs no torch.
 
 from extensions_lib.library.entry import Entry
 from extensions_lib.library.index import Library
+from extensions_lib.library.shelf import AESTHETICS, EMBEDDINGS, HYPERNETWORKS, NETWORKS, Shelf
 
-__all__ = ["Entry", "Library"]
+__all__ = ["AESTHETICS", "EMBEDDINGS", "HYPERNETWORKS", "NETWORKS", "Entry", "Library", "Shelf"]

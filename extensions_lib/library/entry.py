@@ -11,7 +11,7 @@ from typing import Any
 
 from extensions_lib.errors import FileProblem
 from extensions_lib.files.cache import FileCache, Identity
-from extensions_lib.files.hashes import network_hash, short_network_hash
+from extensions_lib.files.hashes import network_hash, sha256_file, short_network_hash
 from extensions_lib.files.safe import read_any_header, write_text
 from extensions_lib.models.families import Family
 
@@ -35,13 +35,16 @@ class Entry:
     path: Path
     relative: str  # path within its folder, "/"-separated, without suffix: "sub/name"
     identity: Identity  # size in bytes, time of the last change in ns
-    alias: str | None = None  # ss_output_name
-    kind: str = ""  # "LoRA", "LoCon", "LoHa", …; "" if it is no network
+    alias: str | None = None  # ss_output_name; the name that a picture states for its embedding
+    kind: str = ""  # "LoRA", "LoCon", "Embedding", …; "" if it is nothing known
     family: Family | None = None  # by shapes
     layers: int = 0
+    widths: Mapping[str, int] = field(default_factory=dict)  # of an embedding's parts, or contexts
+    vectors: int = 0  # of an embedding
     problem: str | None = None  # why it cannot be used
     sidecars: Sidecars = field(default_factory=Sidecars)
     cache: FileCache | None = field(default=None, repr=False, compare=False)
+    whole_hash: bool = False  # known by the hash of all bytes, not by that of the tensors
 
     @property
     def preview(self) -> Path | None:
@@ -79,7 +82,9 @@ class Entry:
 
     @cached_property
     def hash(self) -> str:
-        """The network hash, 64 hex digits. Raises FileProblem."""
+        """By which pictures name it: of the tensors, or of the file; 64 hex. Raises FileProblem."""
+        if self.whole_hash:
+            return sha256_file(self.path, self.cache)
         return network_hash(self.path, self.cache)
 
     @property

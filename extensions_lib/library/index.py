@@ -1,7 +1,8 @@
-"""The index of network files: what a name in a prompt means."""
+"""The index of network files and embeddings: what a name in a prompt means."""
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -11,15 +12,11 @@ from typing import Any
 
 from extensions_lib.errors import FileProblem
 from extensions_lib.files.cache import FileCache, Identity
-from extensions_lib.files.recognise import facts_of
-from extensions_lib.files.safe import read_any_header
 from extensions_lib.library.entry import Entry
-from extensions_lib.library.scan import SUFFIXES, Found, walk
+from extensions_lib.library.scan import Found, walk
+from extensions_lib.library.shelf import NETWORKS, Shelf, learn
 from extensions_lib.models.families import Family
-from extensions_lib.models.strangers import describe
 
-# Kept facts carry this; a change of what is learnt from a header makes the old ones unused.
-_KIND = "network-1"
 _WRITE_EVERY = 200  # files, so that a stopped first scan is not lost
 
 Progress = Callable[[int, int], None]  # files done, files in all
@@ -35,14 +32,17 @@ class _Names:
 
 
 class Library:
-    """Network files below some folders.
+    """Files of one kind (a `shelf`) below some folders: networks, embeddings or hypernetworks.
 
     `refresh` looks at every file's size and time and opens only those that are new or changed;
     what it learnt stays in `cache` (a folder) for the next start. A broken file is an entry with a
     `problem`. The first folder and the alphabet decide between files of one name.
     """
 
-    def __init__(self, folders: Sequence[Path], cache: Path | None = None) -> None:
+    def __init__(
+        self, folders: Sequence[Path], cache: Path | None = None, shelf: Shelf = NETWORKS
+    ) -> None:
+        self.shelf = shelf
         self.folders = [Path(folder) for folder in folders]
         self.entries: list[Entry] = []
         self.duplicates: list[str] = []  # what a name hides, said for the user
@@ -55,58 +55,71 @@ class Library:
         """Brings the index up to date with the disk."""
         with self._lock:
             problems: list[str] = []
-            found = list(walk(self.folders, problems))
+            found = list(walk(self.folders, problems, self.shelf.suffixes))
             entries = self._entries(found, on_progress)
+            same = len(entries) == len(self.entries)
+            if same and all(map(operator.is_, entries, self.entries)):
+                self.problems = problems
+                return
             names, duplicates = _name(entries)
             # replaced whole, so that a reader in another thread sees the old or the new index
             self.entries, self._names = entries, names
             self.duplicates, self.problems = duplicates, problems
 
     def _entries(self, found: list[Found], on_progress: Progress | None) -> list[Entry]:
-        before = {entry.path: entry for entry in self.entries}
-        kept = self._cache.all(_KIND)
+        before = {str(entry.path): entry for entry in self.entries}
+        kept: dict[str, tuple[Identity, Any]] | None = None
         learnt: dict[str, tuple[Identity, Any]] = {}
         entries = []
         for done, item in enumerate(found):
-            known = before.get(item.path)
+            known = before.pop(item.path, None)
             if known and (known.identity, known.sidecars) == (item.identity, item.sidecars):
                 entries.append(known)
                 continue
+            if kept is None:  # nothing new: the database need not be asked
+                kept = self._cache.all(self.shelf.key)
             path = os.path.abspath(item.path)
             identity, facts = kept.get(path, (None, None))
             if identity != item.identity or not isinstance(facts, dict):
-                facts = _learn(item.path)
+                facts = learn(self.shelf, Path(item.path))
                 learnt[path] = (item.identity, facts)
                 if len(learnt) >= _WRITE_EVERY:
-                    self._cache.put_many(_KIND, learnt)
+                    self._cache.put_many(self.shelf.key, learnt)
                     learnt = {}
-            entries.append(self._entry(item, facts))
+            if facts:
+                entries.append(self._entry(item, facts))
             if on_progress:
                 on_progress(done + 1, len(found))
-        self._cache.put_many(_KIND, learnt)
-        self._forget_removed(kept, found)
+        self._cache.put_many(self.shelf.key, learnt)
+        self._forget_removed({*map(os.path.abspath, before), *(kept or ())}, found)
         return entries
 
-    def _forget_removed(self, kept: dict[str, Any], found: list[Found]) -> None:
+    def _forget_removed(self, known: set[str], found: list[Found]) -> None:
+        if not known:
+            return
         there = {os.path.abspath(item.path) for item in found}
         roots = tuple(os.path.join(os.path.abspath(folder), "") for folder in self.folders)
         # another library may share the cache: its folders are left alone
-        gone = [path for path in kept if path not in there and path.startswith(roots)]
-        self._cache.forget(_KIND, gone)
+        gone = [path for path in known if path not in there and path.startswith(roots)]
+        self._cache.forget(self.shelf.key, gone)
 
     def _entry(self, item: Found, facts: dict[str, Any]) -> Entry:
+        path = Path(item.path)
         return Entry(
-            name=item.path.stem,
-            path=item.path,
+            name=path.stem,
+            path=path,
             relative=item.relative,
             identity=item.identity,
             alias=facts.get("alias"),
             kind=facts.get("kind", ""),
             family=_family(facts.get("family")),
             layers=facts.get("layers", 0),
+            widths=facts.get("widths") or {},
+            vectors=facts.get("vectors", 0),
             problem=facts.get("problem"),
             sidecars=item.sidecars,
             cache=self._cache,
+            whole_hash=self.shelf.whole_hash,
         )
 
     def find(self, name: str) -> Entry | None:
@@ -118,7 +131,7 @@ class Library:
         names = self._names
         wanted = name.strip().replace("\\", "/").removeprefix("./")
         spellings = [wanted]
-        if os.path.splitext(wanted)[1].lower() in SUFFIXES:
+        if os.path.splitext(wanted)[1].lower() in self.shelf.suffixes:
             spellings.append(os.path.splitext(wanted)[0])
         for table, fold in ((names.exact, False), (names.folded, True)):
             for spelling in spellings:
@@ -150,24 +163,6 @@ class Library:
 
 def _family(value: object) -> Family | None:
     return next((family for family in Family if family.value == value), None)
-
-
-def _learn(path: Path) -> dict[str, Any]:
-    """What the index keeps of a file, from its header alone."""
-    try:
-        header = read_any_header(path)
-    except FileProblem as problem:
-        return {"problem": str(problem)}
-    facts = facts_of(header.shapes)
-    learnt = {
-        "alias": header.metadata.get("ss_output_name") or None,
-        "kind": facts.title,
-        "family": facts.family.value if facts.family else None,
-        "layers": facts.layers,
-    }
-    if not facts.layers:
-        learnt["problem"] = f"{path}: holds no layer known here: {describe(header.tensors)}"
-    return learnt
 
 
 def _name(entries: Sequence[Entry]) -> tuple[_Names, list[str]]:

@@ -95,7 +95,7 @@ class Hypernetworks:
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
         self._handles: list[RemovableHandle] = []
-        self._wanted: list[tuple[object, ...]] = []
+        self._wanted: list[Weighted] = []
 
     def apply(self, wanted: Sequence[Weighted]) -> list[str]:
         """Makes exactly these active, in this order; returns sentences on those without effect.
@@ -110,15 +110,14 @@ class Hypernetworks:
             for each, _ in wanted
             if not there.intersection(each.widths)
         ]
-        asked: list[tuple[object, ...]] = [(id(each), each.key, weight) for each, weight in wanted]
-        if asked != self._wanted:
+        if not _same(wanted, self._wanted):
             self.clear()
             try:
                 self._hook(wanted)
             except BaseException:
                 self.clear()
                 raise
-            self._wanted = asked
+            self._wanted = wanted
         return messages
 
     def clear(self) -> None:
@@ -152,18 +151,27 @@ class Hypernetworks:
 
     def _entrance(self, name: str) -> tuple[nn.Module, int]:
         module = self._model.layer(name)[0]
-        return module, int(self._model.shapes[name][1])
+        return module, self._model.layers[name].shape[1]
 
     def _widths(self) -> set[int]:
         return {self._entrance(name)[1] for name, _ in self._entrances()}
 
 
+def _same(these: Sequence[Weighted], those: Sequence[Weighted]) -> bool:
+    return len(these) == len(those) and all(
+        one is other and weight == former
+        for (one, weight), (other, former) in zip(these, those, strict=True)
+    )
+
+
 def _before(chain: Sequence[tuple[Mlp, float]]) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
+    there = {chain[0][0][0].weight.device: chain}  # type: ignore[union-attr]
+
     def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         context, *rest = args
-        for mlp, weight in chain:
-            if mlp[0].weight.device != context.device:  # type: ignore[union-attr]
-                mlp = moved(mlp, context.device)
+        if context.device not in there:  # a host has moved the model since
+            there[context.device] = [(moved(mlp, context.device), w) for mlp, w in chain]
+        for mlp, weight in there[context.device]:
             context = changed(mlp, weight, context)
         return (context, *rest)
 

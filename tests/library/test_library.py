@@ -11,7 +11,7 @@ import torch
 
 from extensions_lib.errors import FileProblem
 from extensions_lib.files.safe import write_safetensors
-from extensions_lib.library import Library, index
+from extensions_lib.library import Library, Shelf, index
 
 Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 
@@ -44,13 +44,13 @@ def put(path: Path, content: bytes) -> Path:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files whose header was read."""
     seen: list[Path] = []
-    real = index._learn
+    real = index.learn
 
-    def counted(path: Path) -> dict:
+    def counted(shelf: Shelf, path: Path) -> dict:
         seen.append(path)
-        return real(path)
+        return real(shelf, path)
 
-    monkeypatch.setattr(index, "_learn", counted)
+    monkeypatch.setattr(index, "learn", counted)
     return seen
 
 

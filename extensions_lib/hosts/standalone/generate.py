@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from PIL import Image
@@ -14,13 +15,18 @@ from torch import Tensor
 
 from extensions_lib.errors import Stopped
 from extensions_lib.hosts.base import GenerationRequest, GenerationResult, OnProgress, Progress
+from extensions_lib.hosts.embeddings import Embeddings
+from extensions_lib.hosts.hypernetworks import KIND as HYPERNET
+from extensions_lib.hosts.hypernetworks import HypernetworkTags
 from extensions_lib.hosts.networks import Applied, Networks
+from extensions_lib.hosts.standalone.aesthetic import KIND as AESTHETIC
+from extensions_lib.hosts.standalone.aesthetic import Aesthetic, Aesthetics
 from extensions_lib.hosts.standalone.guided import GuidedModel
 from extensions_lib.hosts.standalone.order import Order, order
 from extensions_lib.hosts.standalone.samplers import Plan
-from extensions_lib.hosts.standalone.text import Guidance, TextEncoder
+from extensions_lib.hosts.standalone.text import Guidance, TextEncoder, tokens
 from extensions_lib.prompts.infotext import write_hashes, write_infotext
-from extensions_lib.prompts.tags import network_requests
+from extensions_lib.prompts.tags import NetworkRequest, network_requests
 
 if TYPE_CHECKING:
     from extensions_lib.library import Library
@@ -31,13 +37,39 @@ PREVIEW_PAUSE = 1.0  # seconds between previews at least,
 PREVIEW_SHARE = 10  # and this many times as long as one takes
 
 
+class Shelves(Protocol):
+    """Where the files lie: the host."""
+
+    root: Path
+
+    @property
+    def library(self) -> Library: ...
+
+    @property
+    def embeddings(self) -> Library: ...
+
+    @property
+    def hypernetworks(self) -> Library: ...
+
+    @property
+    def aesthetics(self) -> Library: ...
+
+
 class Generator:
     """Makes pictures with one loaded model; one call at a time."""
 
-    def __init__(self, model: LoadedModel, library: Library) -> None:
+    def __init__(self, model: LoadedModel, shelves: Shelves) -> None:
         self.model = model
-        self.text = TextEncoder(model)
-        self.networks = Networks(model, library)
+        self.embeddings = Embeddings(model.structure, shelves.embeddings, tokens)
+        self.text = TextEncoder(model, self.embeddings)
+        self.networks = Networks(model, shelves.library)
+        self.hypernetworks = HypernetworkTags(model, shelves.hypernetworks)
+        self.aesthetics = Aesthetics(model, shelves.aesthetics, shelves.root / "models")
+
+    def release(self) -> None:
+        """Takes everything off the model and frees its memory."""
+        self.networks.release()
+        self.hypernetworks.release()
 
     def generate(
         self,
@@ -57,9 +89,16 @@ class Generator:
         result.messages += definite.notes
         clock = _Clock(definite, on_progress, stop or threading.Event())
         with torch.inference_mode():
-            applied = self.networks.apply(wanted)
+            of_kind = partial(_of_kind, wanted)
+            applied = self.networks.apply(of_kind())
             result.messages += applied.messages
-            guidance = self._guidance(prompt, definite, applied)
+            result.messages += self.hypernetworks.apply(of_kind(HYPERNET))
+            wishes, wrong = self.aesthetics.find(of_kind(AESTHETIC))
+            result.messages += wrong
+            self.embeddings.begin(applied.bundled)
+            guidance = self._guidance(prompt, definite, applied, wishes)
+            result.messages += self.embeddings.messages
+            result.messages += self._suggestions()
             try:
                 for seeds in definite.batches():
                     latents = self._sample(definite, guidance, seeds, clock)
@@ -71,13 +110,22 @@ class Generator:
                 result.messages.append(f"Stopped: {made} of {planned} pictures are finished.")
         return result
 
-    def _guidance(self, prompt: str, definite: Order, applied: Applied) -> Guidance:
+    def _suggestions(self) -> list[str]:
+        return [
+            f"Embedding '{name}' belongs in the negative prompt, beside its other half."
+            for name in self.embeddings.partners()
+        ]
+
+    def _guidance(
+        self, prompt: str, definite: Order, applied: Applied, wishes: Sequence[Aesthetic]
+    ) -> Guidance:
         request = definite.request
         encode = partial(
             self.text.guidance,
             evaluations=definite.evaluations,
             clip_skip=request.clip_skip,
             networks=applied.text_identity,
+            aesthetics=wishes,
         )
         plain = encode(prompt, None)
         # The negative prompt counts 1 − Σ cfg · weight: at cfg 1 it need not be computed.
@@ -105,6 +153,7 @@ class Generator:
         clock.begin(plan, len(seeds))
         for index in range(len(plan)):
             clock.check()
+            self.networks.at(index, len(plan))
             scaled = plan.scale(sample, index)
             output = guided(scaled, plan.timesteps[index], index)
             sample = plan.advance(output, index, sample, generators)
@@ -127,6 +176,7 @@ class Generator:
     ) -> None:
         """Decodes a batch, picture by picture, and writes it down with its infotext."""
         request, hashes = definite.request, write_hashes(applied.hashes)
+        named = {name: short for name, short in self.embeddings.used.items() if short}
         for latent, seed in zip(latents, seeds, strict=True):
             if not bool(torch.isfinite(latent).all()):
                 result.messages.append(
@@ -135,7 +185,11 @@ class Generator:
                 )
             result.images.append(self.decode(latent.unsqueeze(0)))
             settings = definite.settings(
-                seed, model_hash=self.model.hash, model=self.model.name, hashes=hashes
+                seed,
+                model_hash=self.model.hash,
+                model=self.model.name,
+                hashes=hashes,
+                embedding_hashes=write_hashes(named),
             )
             result.infotexts.append(write_infotext(request.prompt, request.negative, settings))
             result.seeds.append(seed)
@@ -157,6 +211,12 @@ class Generator:
             size = [max(1, each * PREVIEW_SIDE // side) for each in latent.shape[-2:]]
             latent = torch.nn.functional.interpolate(latent, size, mode="area")
         return self.decode(latent)
+
+
+def _of_kind(requests: Sequence[NetworkRequest], kind: str | None = None) -> list[NetworkRequest]:
+    """The requests of one kind; None: of all that have no handler of their own."""
+    own = (HYPERNET, AESTHETIC)
+    return [each for each in requests if each.kind == kind or (not kind and each.kind not in own)]
 
 
 class _Clock:

@@ -17,9 +17,12 @@ from extensions_lib.errors import FileProblem, Stopped
 from extensions_lib.hosts.base import GenerationRequest, GenerationResult, OnProgress
 
 if TYPE_CHECKING:
+    from extensions_lib.hosts.embeddings import Embeddings
     from extensions_lib.hosts.standalone.generate import Generator
     from extensions_lib.library import Library
+    from extensions_lib.models.families import Structure
     from extensions_lib.models.loaded import LoadedModel
+    from extensions_lib.prompts.chunks import Finder
 
 ROOT = Path(__file__).resolve().parents[3]
 SUFFIXES = (".safetensors", ".ckpt")
@@ -32,8 +35,10 @@ _POLL_SECONDS = 0.1
 
 
 class StandaloneHost:
-    """Samples with diffusers. `root` holds models/Stable-diffusion, models/demo and models/Lora.
+    """Samples with diffusers.
 
+    `root` holds models/Stable-diffusion, models/demo, models/Lora, models/hypernetworks and
+    embeddings (or models/embeddings).
     `checkpoint` None takes the demo checkpoint, or else the first one found. `threads` sets how
     many CPU threads torch uses (None: torch's own choice). Calls queue: one user at a time.
     """
@@ -53,7 +58,9 @@ class StandaloneHost:
         self._device = device
         self._lock = threading.RLock()
         self._generator: Generator | None = None
-        self._library: Library | None = None
+        self._libraries: dict[str, Library] = {}
+        self._shelving = threading.Lock()
+        self._counter: tuple[Structure, Embeddings] | None = None
         self._path: Path | None = None
         if checkpoint is not None:
             self._path = self.find_checkpoint(checkpoint)
@@ -146,12 +153,67 @@ class StandaloneHost:
     @property
     def library(self) -> Library:
         """The network files; made at first use."""
-        with self._lock:
-            if self._library is None:
-                from extensions_lib.library import Library
+        return self._shelved("networks")
 
-                self._library = Library(self.network_folders(), self.root / "cache")
-            return self._library
+    @property
+    def embeddings(self) -> Library:
+        """The embedding files; made at first use."""
+        return self._shelved("embeddings")
+
+    @property
+    def hypernetworks(self) -> Library:
+        """The hypernetwork files; made at first use."""
+        return self._shelved("hypernetworks")
+
+    @property
+    def aesthetics(self) -> Library:
+        """The aesthetic embeddings; made at first use."""
+        return self._shelved("aesthetics")
+
+    def _shelved(self, kind: str) -> Library:
+        # its own lock: a page asks for these while a picture is made
+        with self._shelving:
+            if kind not in self._libraries:
+                from extensions_lib.library import (
+                    AESTHETICS,
+                    EMBEDDINGS,
+                    HYPERNETWORKS,
+                    NETWORKS,
+                    Library,
+                )
+
+                models = self.root / "models"
+                folders, shelf = {
+                    "networks": (self.network_folders(), NETWORKS),
+                    "embeddings": (
+                        [self.root / "embeddings", models / "embeddings"],
+                        EMBEDDINGS,
+                    ),
+                    "hypernetworks": ([models / "hypernetworks"], HYPERNETWORKS),
+                    "aesthetics": ([models / "aesthetic_embeddings"], AESTHETICS),
+                }[kind]
+                self._libraries[kind] = Library(folders, self.root / "cache", shelf)
+            return self._libraries[kind]
+
+    def embedding_finder(self) -> Finder:
+        """What `prompts.chunks.chunk_tokens` asks, to count as the next picture would.
+
+        Raises FileProblem when the checkpoint or the tokenizer cannot be read.
+        """
+        from extensions_lib.files.checkpoints import checkpoint_structure
+        from extensions_lib.hosts.embeddings import Embeddings
+        from extensions_lib.hosts.standalone.text import tokens
+
+        path, generator = self.checkpoint, self._generator
+        if generator is not None and generator.model.path == path:
+            structure = generator.model.structure
+        else:
+            structure = checkpoint_structure(path)
+        if self._counter is None or self._counter[0] != structure:
+            self._counter = structure, Embeddings(structure, self.embeddings, tokens)
+        counter = self._counter[1]
+        counter.begin()
+        return counter.finder()
 
     def model(self) -> LoadedModel:
         """The loaded checkpoint. Raises FileProblem when it cannot be loaded."""
@@ -166,7 +228,7 @@ class StandaloneHost:
         """
         with self._turn(stop):
             generator = self._ready()
-            generator.networks.release()
+            generator.release()
             yield generator.model
 
     def generate(
@@ -208,7 +270,7 @@ class StandaloneHost:
             if self._threads is not None:
                 torch.set_num_threads(max(1, self._threads))
             model = load_checkpoint(self.checkpoint, device=self._device)
-            self._generator = Generator(model, self.library)
+            self._generator = Generator(model, self)
         return self._generator
 
     def _unload(self) -> None:
@@ -216,7 +278,7 @@ class StandaloneHost:
             return
         import torch
 
-        self._generator.networks.release()
+        self._generator.release()
         self._generator = None
         gc.collect()
         if torch.cuda.is_available():

@@ -43,7 +43,13 @@ class Order:
         return [self.seeds[start : start + size] for start in range(0, len(self.seeds), size)]
 
     def settings(
-        self, seed: int, *, model_hash: str, model: str, hashes: str = ""
+        self,
+        seed: int,
+        *,
+        model_hash: str,
+        model: str,
+        hashes: str = "",
+        embedding_hashes: str = "",
     ) -> dict[str, object]:
         """The settings of one picture's infotext, in WebUI's order."""
         request = self.request
@@ -58,6 +64,7 @@ class Order:
             "Model": model,
             "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
             "Lora hashes": hashes or None,
+            "TI hashes": embedding_hashes or None,
             "Version": f"Crucible {__version__}",
         }
 

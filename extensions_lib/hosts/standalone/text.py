@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import html
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from extensions_lib.errors import CrucibleError, FileProblem
+from extensions_lib.files.embeddings import Embedding, part_names
+from extensions_lib.hosts.standalone.aesthetic import Aesthetic, blended, turned
 from extensions_lib.models.families import Family
 from extensions_lib.prompts.attention import parse_attention
 from extensions_lib.prompts.chunks import Chunk, chunk_tokens, token_pieces
@@ -26,6 +29,7 @@ from extensions_lib.prompts.compose import split_and
 from extensions_lib.prompts.schedule import schedule
 
 if TYPE_CHECKING:
+    from extensions_lib.hosts.embeddings import Embeddings
     from extensions_lib.models.loaded import LoadedModel
 
 VOCABULARY = Path(__file__).resolve().parents[3] / "models" / "demo" / "clip"
@@ -82,19 +86,29 @@ def load_tokenizer(folder: Path = VOCABULARY) -> Any:
     return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
 
 
+def tokens(texts: Sequence[str], kind: str = "clip") -> list[list[int]]:
+    """Token numbers without start and end; open_clip's tokenizer also undoes HTML escapes.
+
+    Raises FileProblem when the vocabulary is not there.
+    """
+    if kind == "openclip":
+        texts = [html.unescape(html.unescape(text)) for text in texts]
+    ids: list[list[int]] = load_tokenizer()(
+        list(texts), truncation=False, add_special_tokens=False
+    )["input_ids"]
+    return ids
+
+
 class TextEncoder:
-    """Encodes prompts with a model's text encoders, remembering the last few."""
+    """Encodes prompts with a model's text encoders, remembering the last few.
 
-    def __init__(self, model: LoadedModel, tokenizer: Any = None) -> None:
+    `embeddings`: those that a prompt may name; None: none.
+    """
+
+    def __init__(self, model: LoadedModel, embeddings: Embeddings | None = None) -> None:
         self._model = model
-        self._tokenizer = tokenizer
+        self._embeddings = embeddings
         self._memory: OrderedDict[Hashable, list[Conditioning]] = OrderedDict()
-
-    @property
-    def tokenizer(self) -> Any:
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer()
-        return self._tokenizer
 
     def guidance(
         self,
@@ -104,30 +118,22 @@ class TextEncoder:
         *,
         clip_skip: int = 1,
         networks: Hashable = (),
+        aesthetics: Sequence[Aesthetic] = (),
     ) -> Guidance:
         """Both prompts over all model evaluations of a sampling run.
 
         `evaluations` is WebUI's count for prompt editing (twice the steps for second-order
         samplers). `prompt` comes without network tags; `networks` is the identity of the set in
-        force, since it changes what the encoders answer.
+        force, since it changes what the encoders answer. `aesthetics` turn the prompt alone.
         """
+        encode = partial(self.encode, clip_skip=clip_skip, networks=networks)
+        wished = partial(encode, aesthetics=aesthetics)
         parts = tuple(
-            (self._timeline(text, evaluations, clip_skip, networks, negative=False), weight)
-            for text, weight in split_and(prompt)
+            (_timeline(text, evaluations, wished), weight) for text, weight in split_and(prompt)
         )
         if negative is None:
             return Guidance(parts, None)
-        return Guidance(
-            parts, self._timeline(negative, evaluations, clip_skip, networks, negative=True)
-        )
-
-    def _timeline(
-        self, text: str, evaluations: int, clip_skip: int, networks: Hashable, *, negative: bool
-    ) -> Timeline:
-        spans = schedule(text, evaluations)
-        texts = tuple(span.text for span in spans)
-        encoded = self.encode(texts, clip_skip=clip_skip, networks=networks, negative=negative)
-        return Timeline(tuple(zip((span.until for span in spans), encoded, strict=True)))
+        return Guidance(parts, _timeline(negative, evaluations, partial(encode, negative=True)))
 
     def encode(
         self,
@@ -136,6 +142,7 @@ class TextEncoder:
         clip_skip: int = 1,
         networks: Hashable = (),
         negative: bool = False,
+        aesthetics: Sequence[Aesthetic] = (),
     ) -> list[Conditioning]:
         """The texts of one edited prompt, encoded together as WebUI does.
 
@@ -143,11 +150,16 @@ class TextEncoder:
         them all. An empty SDXL negative prompt is all zeros.
         Raises CrucibleError when the encoder has no layer to skip to.
         """
-        key = (tuple(texts), clip_skip, networks, negative)
+        kinds = [shape.kind for shape in self._model.structure.texts]
+        chunked = [[self.chunks(text, kind) for text in texts] for kind in kinds]
+        # The numbers of the tokens do not tell what an embedding has put in their place.
+        placed = _placed(chunk for of_kind in chunked for chunks in of_kind for chunk in chunks)
+        wishes = tuple(each.identity for each in aesthetics)
+        key = (tuple(texts), clip_skip, networks, negative, placed, wishes)
         if key in self._memory:
             self._memory.move_to_end(key)
             return self._memory[key]
-        encoded = self._encode(texts, clip_skip)
+        encoded = self._encode(chunked, clip_skip, aesthetics)
         if negative and self._model.family is Family.SDXL and not any(texts):
             encoded = [_zeros(each) for each in encoded]
         self._memory[key] = encoded
@@ -155,15 +167,23 @@ class TextEncoder:
             self._memory.popitem(last=False)
         return encoded
 
-    def _encode(self, texts: Sequence[str], clip_skip: int) -> list[Conditioning]:
+    def _encode(
+        self,
+        chunked: Sequence[Sequence[list[Chunk]]],
+        clip_skip: int,
+        aesthetics: Sequence[Aesthetic],
+    ) -> list[Conditioning]:
+        """`chunked`: for each text encoder, the chunks of every text."""
         contexts, pooled = [], None
         for index, encoder in enumerate(self._model.text_encoders):
-            kind = self._model.structure.texts[index].kind
-            columns = _columns([self.chunks(text, kind) for text in texts], PADDING[kind])
+            columns = _columns(chunked[index], PADDING[self._model.structure.texts[index].kind])
             states = []
             for place, column in enumerate(columns):
                 state, summary = self._states(encoder, index, column, clip_skip)
-                states.append(_emphasised(state, column))
+                state = _emphasised(state, column)
+                for wish in aesthetics:
+                    state = self._turned(wish, state, encoder, index, column, clip_skip)
+                states.append(state)
                 if place == 0:
                     pooled = summary if summary is not None else pooled
             contexts.append(torch.cat(states, dim=1))
@@ -171,22 +191,29 @@ class TextEncoder:
         context = torch.cat([_padded(context, length) for context in contexts], dim=2)
         return [
             Conditioning(context[row], None if pooled is None else pooled[row])
-            for row in range(len(texts))
+            for row in range(len(chunked[0]))
         ]
+
+    def _turned(
+        self,
+        wish: Aesthetic,
+        state: Tensor,
+        encoder: Any,
+        index: int,
+        column: Sequence[Chunk],
+        clip_skip: int,
+    ) -> Tensor:
+        """Encodings with what an aesthetic embedding makes of the same chunks blended in."""
+        part = part_names(len(self._model.text_encoders))[index]
+        ids = [chunk.tokens for chunk in column]
+        twin = turned(encoder, wish, ids, lambda twin: _inserted(twin, column, part))
+        return blended(state, self._states(twin, index, column, clip_skip)[0], wish)
 
     def chunks(self, text: str, kind: str = "clip") -> list[Chunk]:
         """The text's tokens in chunks of 77 with their weights, for a "clip" or "openclip"."""
-        pieces = token_pieces(parse_attention(text), lambda parts: self.tokens(parts, kind))
-        return chunk_tokens(pieces, pad=PADDING[kind])
-
-    def tokens(self, texts: Sequence[str], kind: str = "clip") -> list[list[int]]:
-        """Token numbers without start and end; open_clip's tokenizer also undoes HTML escapes."""
-        if kind == "openclip":
-            texts = [html.unescape(html.unescape(text)) for text in texts]
-        ids: list[list[int]] = self.tokenizer(
-            list(texts), truncation=False, add_special_tokens=False
-        )["input_ids"]
-        return ids
+        pieces = token_pieces(parse_attention(text), lambda parts: tokens(parts, kind))
+        finder = None if self._embeddings is None else self._embeddings.finder(kind)
+        return chunk_tokens(pieces, pad=PADDING[kind], find_embedding=finder)
 
     def _states(
         self, encoder: Any, index: int, chunks: Sequence[Chunk], clip_skip: int
@@ -194,7 +221,9 @@ class TextEncoder:
         """One encoder's hidden states [texts, 77, width] and its pooled vectors, if it has any."""
         device = next(encoder.parameters()).device
         tokens = torch.tensor([chunk.tokens for chunk in chunks], device=device)
-        answer = encoder(input_ids=tokens, output_hidden_states=True)
+        part = part_names(len(self._model.text_encoders))[index]
+        with _inserted(encoder, chunks, part):
+            answer = encoder(input_ids=tokens, output_hidden_states=True)
         hidden = answer.hidden_states  # the embeddings, then each layer's output
         family, shape = self._model.family, self._model.structure.texts[index]
         if family is Family.SDXL:
@@ -209,6 +238,48 @@ class TextEncoder:
         layer = shape.layers - (shape.unused_layers if family is Family.SD2 else clip_skip - 1)
         state: Tensor = encoder.text_model.final_layer_norm(hidden[layer])
         return state.float(), None
+
+
+@contextmanager
+def _inserted(encoder: Any, chunks: Sequence[Chunk], part: str) -> Iterator[None]:
+    """While it lasts, the encoder reads the vectors of embeddings where chunks have placed them."""
+    if not any(chunk.fixes for chunk in chunks):
+        yield
+        return
+
+    def put_in(_: nn.Module, __: object, vectors: Tensor) -> Tensor:
+        vectors = vectors.clone()
+        for row, chunk in zip(vectors, chunks, strict=True):
+            for offset, embedding in chunk.fixes:
+                assert isinstance(embedding, Embedding)
+                # one further for the start token
+                row[offset + 1 : offset + 1 + embedding.vectors] = embedding.parts[part].to(row)
+        return vectors
+
+    handle = encoder.get_input_embeddings().register_forward_hook(put_in)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _placed(chunks: Iterable[Chunk]) -> tuple[Hashable, ...]:
+    """The content of the embeddings in the chunks, in their order."""
+    found = []
+    for chunk in chunks:
+        for _, embedding in chunk.fixes:
+            assert isinstance(embedding, Embedding)
+            found.append((embedding.name, embedding.key))
+    return tuple(found)
+
+
+def _timeline(
+    text: str, evaluations: int, encode: Callable[[Sequence[str]], list[Conditioning]]
+) -> Timeline:
+    """One text over a sampling run, its versions encoded together."""
+    spans = schedule(text, evaluations)
+    encoded = encode(tuple(span.text for span in spans))
+    return Timeline(tuple(zip((span.until for span in spans), encoded, strict=True)))
 
 
 def _columns(texts: Sequence[list[Chunk]], pad: int) -> list[list[Chunk]]:
