@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -32,3 +33,27 @@ def side_by_side(limit: int) -> dict[str, Any]:
 def lossless() -> dict[str, Any]:
     """Keyword that keeps a gallery from recompressing pictures; gradio 3 never did."""
     return {"format": "png"} if VERSION >= (4, 0) else {}
+
+
+def tidied(every: int, older: int) -> dict[str, Any]:
+    """Keyword of a page that deletes its copies of files; gradio 3 leaves them to the system."""
+    return {"delete_cache": (every, older)} if VERSION >= (4, 0) else {}
+
+
+def in_line(page: gr.Blocks, at_once: int) -> None:
+    """Lets the events of a page wait in line, so many of each (gradio 3: in all) running."""
+    if VERSION >= (4, 0):
+        page.queue(default_concurrency_limit=at_once)
+    else:
+        page.queue(concurrency_count=at_once)
+
+
+def named(choices: Sequence[tuple[str, str]]) -> list[Any]:
+    """Choices of a dropdown, as (name, value); gradio 3.41 shows the values themselves."""
+    return list(choices) if VERSION >= (4, 0) else [value for _, value in choices]
+
+
+def window_of(request: gr.Request) -> str:
+    """Which of the open windows an event comes from; gradio 3 tells no more than the computer."""
+    told = request.session_hash if VERSION >= (4, 0) else request.client.host
+    return str(told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,21 @@ from extensions_lib.hosts.base import GenerationRequest, GenerationResult
 from extensions_lib.hosts.standalone.samplers import SAMPLERS, SCHEDULES
 from extensions_lib.ui import pieces
 from extensions_lib.ui.checkpoints import CheckpointInfo, describe
-from extensions_lib.ui.compat import at_once, lossless, on_browser, only_last, side_by_side
+from extensions_lib.ui.compat import (
+    at_once,
+    lossless,
+    named,
+    on_browser,
+    only_last,
+    side_by_side,
+    window_of,
+)
 from extensions_lib.ui.networks_panel import NetworksPanel, Shelf, build_panel
 from extensions_lib.ui.pictures import OutputFolder
 from extensions_lib.ui.studio import Studio, Update
 from extensions_lib.ui.tokens import count_tokens
 
+AT_REST = ""  # no progress to show
 WINDOWS = 16  # that may wait for pictures at once
 NO_CHECKPOINT = (
     "There is no checkpoint yet. Put one into models/Stable-diffusion and reload this page, or "
@@ -101,7 +111,7 @@ def build_generate_tab(room: Room, page: gr.Blocks) -> None:
     with gr.Row(elem_id="crucible-generate", equal_height=False):
         with gr.Column(scale=5, min_width=420):
             checkpoint = gr.Dropdown(
-                choices,
+                named(choices),
                 value=choices[0][1] if choices else None,
                 label="Checkpoint",
                 elem_id="crucible-checkpoint",
@@ -225,10 +235,14 @@ def _wire_generation(room: Room, form: Form, stage: Stage) -> None:
 
     def generate(request: gr.Request, *values: Any) -> Iterator[Changes]:
         given = dict(zip(names, values, strict=True))
-        yield from _generate(room, form, stage, given, str(request.session_hash))
+        started = time.monotonic()
+        for changes in _generate(room, form, stage, given, window_of(request)):
+            if changes.get(stage.progress) == AT_REST:
+                changes[stage.progress] = pieces.ended(time.monotonic() - started)
+            yield changes
 
     def stop(request: gr.Request) -> None:
-        room.studio.stop(str(request.session_hash))
+        room.studio.stop(window_of(request))
 
     outputs = [form.prompt, *stage.all]
     stage.go.click(generate, form.all, outputs, show_progress="hidden", **side_by_side(WINDOWS))
@@ -300,7 +314,7 @@ def _at_rest(stage: Stage) -> Changes:
     return {
         stage.go: gr.update(interactive=True),
         stage.stop: gr.update(interactive=False),
-        stage.progress: "",
+        stage.progress: AT_REST,
         stage.preview: gr.update(value=pieces.preview(None)),
     }
 
@@ -363,12 +377,16 @@ def _wire_form(
         if choices:
             room.studio.warm_up()
         return {
-            form.checkpoint: gr.update(choices=choices, value=value),
+            form.checkpoint: gr.update(choices=named(choices), value=value),
             panel.cards: panel.render(value),
         }
 
     def count(prompt: str, steps: float) -> str:
-        return pieces.token_count(*count_tokens(prompt, int(steps)))
+        try:
+            finder = room.studio.host.embedding_finder()
+        except FileProblem:
+            finder = None  # without a checkpoint no embedding has a width to fit
+        return pieces.token_count(*count_tokens(prompt, int(steps), finder))
 
     form.checkpoint.input(
         choose,

@@ -157,6 +157,7 @@ def build_page(options: Options) -> tuple[gr.Blocks, Room]:
     import gradio as gr
 
     from extensions_lib.hosts.standalone import StandaloneHost
+    from extensions_lib.ui import compat
     from extensions_lib.ui.generate_tab import Room, build_generate_tab
     from extensions_lib.ui.networks_panel import Shelf
     from extensions_lib.ui.pictures import OutputFolder
@@ -189,11 +190,11 @@ def build_page(options: Options) -> tuple[gr.Blocks, Room]:
         input_shadow_focus_dark="0 0 0 3px *primary_900",
     )
     page = gr.Blocks(
-        title="Crucible", theme=theme, analytics_enabled=False, delete_cache=(3600, 24 * 3600)
+        title="Crucible", theme=theme, analytics_enabled=False, **compat.tidied(3600, 24 * 3600)
     )
     with page, gr.Tabs(elem_id="crucible-tabs"), gr.Tab("Generate"):
         build_generate_tab(room, page)
-    page.queue(default_concurrency_limit=4)
+    compat.in_line(page, 4)
     return page, room
 
 

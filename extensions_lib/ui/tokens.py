@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 
-def count_tokens(prompt: str, steps: int) -> tuple[int, int]:
+if TYPE_CHECKING:
+    from extensions_lib.prompts.chunks import Finder
+
+
+def count_tokens(prompt: str, steps: int, finder: Finder | None = None) -> tuple[int, int]:
     """The most tokens that the prompt has at any step, and the room of its chunks (75, 150, …).
 
-    Network tags take none; parts joined by AND count each for itself.
+    Network tags take none, an embedding that `finder` knows its vectors; parts joined by AND count
+    each for itself.
     Raises: FileProblem without the tokenizer's files.
     """
     from extensions_lib.hosts.standalone.text import load_tokenizer
@@ -27,7 +33,12 @@ def count_tokens(prompt: str, steps: int) -> tuple[int, int]:
     plain, _ = split_tags(prompt)
     texts = {span.text for part, _ in split_and(plain) for span in schedule(part, max(1, steps))}
     most = max(
-        (token_count(chunk_tokens(token_pieces(parse_attention(text), ids))) for text in texts),
+        (
+            token_count(
+                chunk_tokens(token_pieces(parse_attention(text), ids), find_embedding=finder)
+            )
+            for text in texts
+        ),
         default=0,
     )
     return most, token_limit(most)
