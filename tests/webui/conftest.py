@@ -63,10 +63,11 @@ class WebUI:
             return json.loads(answer.read() or b"null")
 
     def pictures(self, prompt: str, **other: Any) -> list[np.ndarray]:
-        """The pictures of a txt2img order, uint8 [h, w, 3]."""
+        """The pictures of an order, uint8 [h, w, 3]; img2img where it has `init_images`."""
         order = {"prompt": prompt, "steps": 4, "width": SIZE[HOST], "height": SIZE[HOST],
                  "seed": 1, "cfg_scale": 4, "sampler_name": "Euler", **other}  # fmt: skip
-        self.info = self.call("/sdapi/v1/txt2img", order)
+        kind = "img2img" if "init_images" in other else "txt2img"
+        self.info = self.call(f"/sdapi/v1/{kind}", order)
         return [
             np.asarray(Image.open(io.BytesIO(base64.b64decode(each))))
             for each in self.info["images"]
@@ -199,6 +200,17 @@ def webui(data: Path, builtin: object) -> Iterator[WebUI]:
     stop(running)
 
 
+def drawn(side: int) -> str:
+    """A picture to begin from, as PNG in base64: two colours, one fading into the other."""
+    fade = np.linspace(0, 255, side, dtype=np.uint8)
+    pixels = np.stack([np.tile(fade, (side, 1)), np.tile(fade[:, None], (1, side))] * 2, -1)[
+        ..., :3
+    ]
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
 ORDERS: dict[str, dict[str, Any]] = {
     "plain": {"prompt": PROMPT},
     "one": {"prompt": f"{PROMPT} <lora:star:0.8>"},
@@ -207,6 +219,11 @@ ORDERS: dict[str, dict[str, Any]] = {
     "kept out of unet": {"prompt": f"{PROMPT} <lora:heart-linear:0.7:0>"},
     "two": {"prompt": f"{PROMPT} <lora:star:0.5> <lora:heart-linear:0.7>"},
     "batches": {"prompt": f"{PROMPT} <lora:star:0.8>", "n_iter": 2, "batch_size": 2},
+    "img2img": {
+        "prompt": f"{PROMPT} <lora:star:0.8>",
+        "init_images": [drawn(SIZE[HOST])],
+        "denoising_strength": 0.7,
+    },
     "hires": {
         "prompt": f"{PROMPT} <lora:star:0.8>",
         "enable_hr": True,
