@@ -140,16 +140,20 @@ def page_head(lang: str) -> str:
     stamp = f"{__version__}-{newest_change():x}"
     return (
         f"<title>Crucible</title><script>window.crucible_page = {about};</script>"
-        f'<script src="/crucible/crucible.js?{stamp}"></script>'
-        f'<link rel="stylesheet" href="/crucible/style.css?{stamp}">'
+        + "".join(f'<script src="/crucible/{each.name}?{stamp}"></script>' for each in scripts())
+        + f'<link rel="stylesheet" href="/crucible/style.css?{stamp}">'
         '<link rel="icon" href="data:,">'
     )
 
 
+def scripts() -> list[Path]:
+    """The scripts of the page: those that a WebUI loads, in its order."""
+    return sorted((ROOT / "javascript").glob("*.js"))
+
+
 def newest_change() -> int:
-    """Changes with script and style, so that no browser keeps old ones."""
-    files = (ROOT / "style.css", ROOT / "javascript" / "crucible.js")
-    return max(path.stat().st_mtime_ns for path in files)
+    """Changes with scripts and style, so that no browser keeps old ones."""
+    return max(path.stat().st_mtime_ns for path in (ROOT / "style.css", *scripts()))
 
 
 def build_page(options: Options) -> tuple[gr.Blocks, Room]:
@@ -204,6 +208,8 @@ def build_app(options: Options) -> FastAPI:
     from fastapi import FastAPI
     from fastapi.responses import FileResponse, Response
 
+    from extensions_lib.ui.completions import Sources, add_route
+
     head = page_head(options.lang)
     page, room = build_page(options)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -212,9 +218,11 @@ def build_app(options: Options) -> FastAPI:
     def style() -> Response:
         return FileResponse(ROOT / "style.css", media_type="text/css")
 
-    @app.get("/crucible/crucible.js")
-    def script() -> Response:
-        return FileResponse(ROOT / "javascript" / "crucible.js", media_type="text/javascript")
+    @app.get("/crucible/{name}.js")
+    def script(name: str) -> Response:
+        path = next((each for each in scripts() if each.stem == name), None)
+        found = path and FileResponse(path, media_type="text/javascript")
+        return found or Response(status_code=404)
 
     @app.get("/crucible/preview/{key}")
     def preview(key: str) -> Response:
@@ -222,6 +230,8 @@ def build_app(options: Options) -> FastAPI:
         return FileResponse(path) if path and path.is_file() else Response(status_code=404)
 
     add_network_routes(app, room)
+    host = room.studio.host
+    add_route(app, lambda: Sources(host.library, host.hypernetworks, host.embeddings))
     outputs = [str(room.outputs.root.absolute())]
     app = gr.mount_gradio_app(app, page, path="/", allowed_paths=outputs, show_error=True)
     app.add_middleware(OwnPage, head=head)

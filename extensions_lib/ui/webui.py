@@ -82,12 +82,16 @@ def _wanted() -> bool:
 
 def app_started(_: Any, app: Any) -> None:
     """The server stands; without a page (`--nowebui`) this is the first moment to take over."""
+    from modules import shared
+
     from extensions_lib.hosts.webui import take_over
+    from extensions_lib.ui.completions import add_route, webui_sources
     from extensions_lib.ui.webui_networks import add_routes
 
     if _wanted():
         take_over(session())
         add_routes(session(), app)
+        add_route(app, webui_sources(session(), shared.cmd_opts, ROOT / "cache"))
     _introduce()
 
 

@@ -119,4 +119,7 @@ def test_translation_covers_the_labels_of_the_page() -> None:
     html = r'(?:_section\(|\()\s*"([A-Z][a-z ]+)",\s*_|aria-label="([\w ]+)"|<option[^>]*>(\w+)<'
     found += [text for groups in re.findall(html, source) for text in groups if text]
     assert [label for label in found if label not in texts] == []
+    source += "".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "javascript").glob("*.js")
+    )
     assert [text for text in texts if text not in source] == []
