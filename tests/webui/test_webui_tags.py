@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,6 +61,25 @@ def test_an_order_that_fails_leaves_the_checkpoint_clean(webui: WebUI, builtin: 
     with pytest.raises(OSError):  # the latent has no pixel: sampling fails
         webui.pictures(f"{PROMPT} <lora:star:1>", width=0, height=0)
     assert furthest(webui.pictures(PROMPT)[0], builtin["plain"][0]) == 0
+
+
+def test_an_interrupted_order_leaves_the_checkpoint_clean(webui: WebUI, builtin: Pictures) -> None:
+    with ThreadPoolExecutor() as pool:
+        working = pool.submit(webui.pictures, f"{PROMPT} <lora:star:1>", steps=150)
+        while webui.call("/sdapi/v1/progress")["state"]["sampling_step"] < 3:
+            assert not working.done()
+            time.sleep(0.05)
+        webui.call("/sdapi/v1/interrupt", {})
+        working.result()
+    assert furthest(webui.pictures(PROMPT)[0], builtin["plain"][0]) == 0
+
+
+def test_orders_at_once_have_each_its_own_networks(webui: WebUI, builtin: Pictures) -> None:
+    names = ["one", "two", "plain", "named"] * 2
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda name: webui.pictures(**ORDERS[name])[0], names))
+    for name, picture in zip(names, made, strict=True):
+        assert furthest(picture, builtin[name][0]) <= (0 if name == "plain" else 2)
 
 
 def test_a_checkpoint_unloaded_and_loaded_again(webui: WebUI, builtin: Pictures) -> None:
@@ -170,6 +193,28 @@ def test_cards_in_the_page(page: Any) -> None:
     box.fill("a ring <lora:star:0.5:unet=0.3>")
     card.click(position={"x": 60, "y": 150})
     assert box.input_value() == "a ring"
+
+
+@pytest.mark.browser
+def test_search_folders_and_refresh(page: Any, data: Path) -> None:
+    networks = data / "models" / "Lora"
+    new = networks / "shapes" / "second.safetensors"
+    new.parent.mkdir()
+    shutil.copy(networks / "star.safetensors", new)
+    try:
+        page.locator("#txt2img_extra_tabs > .tab-nav button", has_text="Lora").first.click()
+        star = page.locator("#txt2img_lora_cards .card[data-name=star]")
+        star.wait_for()
+        page.locator("#txt2img_lora_extra_refresh").click()
+        second = page.locator("#txt2img_lora_cards .card[data-name=second]")
+        second.wait_for()
+        assert page.locator("#txt2img_lora_pane", has_text="shapes").count() == 1
+        shot(page, "folders")
+        page.locator("#txt2img_lora_extra_search").fill("shapes")
+        star.wait_for(state="hidden")
+        assert second.is_visible()
+    finally:
+        shutil.rmtree(new.parent)
 
 
 @pytest.mark.browser
