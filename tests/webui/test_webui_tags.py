@@ -205,12 +205,12 @@ def test_search_folders_and_refresh(page: Any, data: Path) -> None:
         page.locator("#txt2img_extra_tabs > .tab-nav button", has_text="Lora").first.click()
         star = page.locator("#txt2img_lora_cards .card[data-name=star]")
         star.wait_for()
-        page.locator("#txt2img_lora_extra_refresh").click()
+        page.locator("#txt2img_lora_extra_refresh:visible").first.click()
         second = page.locator("#txt2img_lora_cards .card[data-name=second]")
         second.wait_for()
         assert page.locator("#txt2img_lora_pane", has_text="shapes").count() == 1
         shot(page, "folders")
-        page.locator("#txt2img_lora_extra_search").fill("shapes")
+        page.locator("#txt2img_lora_extra_search:visible").first.fill("shapes")
         star.wait_for(state="hidden")
         assert second.is_visible()
     finally:
