@@ -233,6 +233,8 @@ ORDERS: dict[str, dict[str, Any]] = {
     },
 }
 if HOST == "Forge":  # its API wants these said; its tags know no "lyco"
+    # It encodes a picture with noise of no seed: two runs of one order differ.
+    del ORDERS["img2img"]
     ORDERS["hires"] |= {"hr_additional_modules": ["Use same choices"], "hr_cfg": 4}
 else:
     ORDERS["lyco"] = {"prompt": f"{PROMPT} <lyco:heart-linear:0.7>"}
