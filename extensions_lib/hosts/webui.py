@@ -161,7 +161,10 @@ def activate(session: Session, p: Any, params_list: Sequence[Any], options: Any)
     """
     from extensions_lib.hosts.networks import Applied
 
-    requests, messages = requests_of(_with_default(p, list(params_list), options))
+    added = getattr(options, "sd_lora", "None")
+    weight = getattr(options, "extra_networks_default_multiplier", 1.0)
+    tags = with_default(p, list(params_list), NAMES[0], added, weight)
+    requests, messages = requests_of(tags)
     applied = Applied()
     if requests:
         _clean_up_at_the_end(session, p)
@@ -185,15 +188,13 @@ def activate(session: Session, p: Any, params_list: Sequence[Any], options: Any)
             p.comment(message)
 
 
-def _with_default(p: Any, params_list: list[Any], options: Any) -> list[Any]:
-    """The tags, and the network that the settings add to every prompt."""
-    added = getattr(options, "sd_lora", "None")
+def with_default(p: Any, params_list: list[Any], kind: str, added: Any, weight: Any) -> list[Any]:
+    """The tags, and the one of this kind that the settings add to every prompt."""
     if added in (None, "", "None") or any(params.items[0] == added for params in params_list):
         return params_list
     from modules import extra_networks
 
-    weight = options.extra_networks_default_multiplier
-    p.all_prompts = [f"{prompt}<lora:{added}:{weight}>" for prompt in p.all_prompts]
+    p.all_prompts = [f"{prompt}<{kind}:{added}:{weight}>" for prompt in p.all_prompts]
     return [*params_list, extra_networks.ExtraNetworkParams(items=[added, weight])]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from extensions_lib.errors import NetworkProblem
+from extensions_lib.hosts.webui import with_default
 from extensions_lib.prompts.tags import network_requests
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ class WebUIHypernetworks:
 
     def activate(self, p: Any, params_list: Sequence[Any], options: Any) -> None:
         """Brings the hypernetworks of a batch into force; says at the picture what could not be."""
-        params = _with_default(p, list(params_list), options)
+        added = getattr(options, "sd_hypernetwork", "None")
+        weight = getattr(options, "extra_networks_default_multiplier", 1.0)
+        params = with_default(p, list(params_list), NAME, added, weight)
         if not params:
             self.clear()
             return
@@ -82,18 +85,6 @@ class WebUIHypernetworks:
             return close()
 
         p.close, p.crucible_clears_hypernetworks = clean_up, True
-
-
-def _with_default(p: Any, params_list: list[Any], options: Any) -> list[Any]:
-    """The tags, and the hypernetwork that the settings add to every prompt."""
-    added = getattr(options, "sd_hypernetwork", "None")
-    if added in (None, "", "None") or any(params.items[0] == added for params in params_list):
-        return params_list
-    from modules import extra_networks
-
-    weight = options.extra_networks_default_multiplier
-    p.all_prompts = [f"{prompt}<{NAME}:{added}:{weight}>" for prompt in p.all_prompts]
-    return [*params_list, extra_networks.ExtraNetworkParams(items=[added, weight])]
 
 
 def take_over(session: Session, cache: Path) -> WebUIHypernetworks:
