@@ -35,6 +35,8 @@ GB = 1 << 30
 Weights = dict[str, float]
 ONE: Weights = {"n0": 0.8}
 FIVE: Weights = {f"n{index}": 0.8 for index in range(5)}
+# Lets glibc's allocator keep freed memory and take all of it from one heap.
+KEEPS = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 # Each order follows the one above it. "nothing …" are those that change nothing.
 ORDERS: tuple[tuple[str, Weights], ...] = (
     ("warm up", {}),
@@ -51,6 +53,7 @@ ORDERS: tuple[tuple[str, Weights], ...] = (
     ("nothing, after", {}),
 )
 CHANGES = [name for name, _ in ORDERS if ":" in name]
+GROWING = ("one: first time", "five: four added")  # those that may need new memory
 ATTENTION: Weights = {"attention": 0.8}
 
 
@@ -92,8 +95,8 @@ class Handler:
 class Bench:
     """The running WebUI, asked by turns."""
 
-    def __init__(self, webui: Any, size: int, steps: int) -> None:
-        self.webui, self.size, self.steps = webui, size, steps
+    def __init__(self, webui: Any, size: int, steps: int, touched: int) -> None:
+        self.webui, self.size, self.steps, self.touched = webui, size, steps, touched
         self.results = {name: Handler() for name in HANDLERS}
 
     def press(self, weights: Weights) -> Timed:
@@ -123,6 +126,8 @@ class Bench:
         orders: dict[str, Timed] = {}
         before = 0
         for name, weights in ORDERS:
+            if name in GROWING:
+                self.webui.call(f"/crucible-bench/warm?size={2 * self.touched}", {})
             orders[name] = self.press(weights)
             if name == "nothing, without":
                 before = self.resident()
@@ -244,9 +249,10 @@ def measure(data: Path, options: argparse.Namespace) -> None:
     touched = prepare(data, options.rank)
     # Without the cache of encoded prompts every order encodes its own, also an unchanged one.
     settings = {"sd_model_checkpoint": "full.safetensors", "persistent_cond_cache": False}
+    os.environ.update(KEEPS)
     webui = start(data, {**settings, "live_previews_enable": False}, "--nowebui")
     try:
-        bench = Bench(webui, options.size, options.steps)
+        bench = Bench(webui, options.size, options.steps, touched["every"])
         bench.run(options.rounds)
     finally:
         stop(webui)

@@ -45,6 +45,15 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def warm(size: int) -> None:
+    """Takes so many bytes, writes to them and frees them; the allocator keeps them."""
+    import torch
+
+    block = 8 << 20
+    blocks = [torch.ones(block // 4) for _ in range(size // block)]
+    blocks.clear()
+
+
 def use(handler: str) -> None:
     """Clears the model of both handlers and their memory, then lets "ours" or "builtin" answer."""
     from extensions_lib.hosts.webui import take_over
@@ -75,6 +84,7 @@ def add_routes(_: Any, app: Any) -> None:
     app.add_api_route("/crucible-bench/marks", marks, methods=["GET"])
     app.add_api_route("/crucible-bench/resident", resident, methods=["GET"])
     app.add_api_route("/crucible-bench/answering", answering, methods=["GET"])
+    app.add_api_route("/crucible-bench/warm", warm, methods=["POST"])
     app.add_api_route("/crucible-bench/use", use, methods=["POST"])
 
 
