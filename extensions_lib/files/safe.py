@@ -7,19 +7,19 @@ Headers are read without torch.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
+import math
 import os
-import secrets
-import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from extensions_lib.atomic import atomic_write, write_text
 from extensions_lib.errors import FileProblem
 from extensions_lib.files.header import (
     AGAIN,
+    DTYPE_BITS,
     DTYPE_RANK,
     MAX_HEADER,
     Header,
@@ -27,7 +27,6 @@ from extensions_lib.files.header import (
     foreign_content,
     is_safetensors,
     read_header,
-    reason,
     short,
 )
 
@@ -40,6 +39,7 @@ __all__ = [
     "TensorInfo",
     "atomic_write",
     "foreign_content",
+    "header_bytes",
     "is_pickle",
     "is_safetensors",
     "read_any_header",
@@ -130,57 +130,6 @@ def _mapped_tensors(path: Path, keys: Collection[str]) -> dict[str, Tensor]:
 # --- writing ----------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a temporary path in the same folder; when the block ends well it becomes `path`.
-
-    The folder is made if missing. A link at `path` stays a link. On any failure the temporary
-    file is removed and the old file is as it was.
-    Raises FileProblem for what the disk refuses (full, read-only, …).
-    """
-    asked = Path(path)
-    target = Path(os.path.realpath(asked))
-    temporary = target.with_name(f"{target.name[:120]}.{secrets.token_hex(4)}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir():
-            raise FileProblem(f"{asked}: is a folder; name a file")
-        temporary.open("xb").close()
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        if target.exists():
-            shutil.copymode(target, temporary)
-        os.replace(temporary, target)
-        _sync_folder(target.parent)
-    except OSError as error:
-        raise FileProblem(
-            f"{asked}: cannot be written ({reason(error)}); the old file, if any, is unchanged"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the rename itself durable, where the system knows how (not on Windows)."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        # some network file systems cannot sync a folder; the file's own bytes are safe already
-        with contextlib.suppress(OSError):
-            os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes UTF-8 text atomically. Raises FileProblem."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-
-
 def write_safetensors(
     path: str | os.PathLike[str],
     tensors: Mapping[str, Tensor],
@@ -202,18 +151,37 @@ def serialised(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], label: str = "the file"
 ) -> Iterator[bytes | memoryview]:
     """The bytes of a safetensors file: the header first, then the tensors one by one."""
+    plan = {
+        name: (_dtype_name(name, tensor, label), tuple(tensor.shape))
+        for name, tensor in tensors.items()
+    }
+    head, order = header_bytes(plan, metadata, label)
+    yield head
+    for name in order:
+        yield tensor_bytes(tensors[name])
+
+
+def header_bytes(
+    plan: Mapping[str, tuple[str, tuple[int, ...]]],
+    metadata: Mapping[str, str],
+    label: str = "the file",
+) -> tuple[bytes, list[str]]:
+    """The first bytes of a safetensors file, and the order in which its tensors then follow.
+
+    plan: name -> dtype as safetensors names it, and shape. Raises FileProblem.
+    """
     for key, text in metadata.items():
         if not isinstance(key, str) or not isinstance(text, str):
             raise FileProblem(f"{label}: the metadata '{short(key)}' must be text")
-    names = {name: _dtype_name(name, tensor, label) for name, tensor in tensors.items()}
-    order = sorted(names, key=lambda name: (-DTYPE_RANK[names[name]], name))
+    order = sorted(plan, key=lambda name: (-DTYPE_RANK[plan[name][0]], name))
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     reached = 0
     for name in order:
-        size = tensors[name].numel() * tensors[name].element_size()
+        dtype, shape = plan[name]
+        size = math.prod(shape) * DTYPE_BITS[dtype] // 8
         header[name] = {
-            "dtype": names[name],
-            "shape": list(tensors[name].shape),
+            "dtype": dtype,
+            "shape": list(shape),
             "data_offsets": [reached, reached + size],
         }
         reached += size
@@ -224,9 +192,7 @@ def serialised(
     raw += b" " * (-len(raw) % 8)
     if len(raw) > MAX_HEADER:
         raise FileProblem(f"{label}: names and metadata take {len(raw)} bytes, over {MAX_HEADER}")
-    yield len(raw).to_bytes(8, "little") + raw
-    for name in order:
-        yield tensor_bytes(tensors[name])
+    return len(raw).to_bytes(8, "little") + raw, order
 
 
 def _dtype_name(name: str, tensor: Tensor, label: str) -> str:
