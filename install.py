@@ -17,7 +17,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 # Import name: what pip installs for it. torch and gradio are the WebUI itself, and not ours to add.
-NEEDED = {"PIL": "Pillow", "safetensors": "safetensors", "yaml": "PyYAML"}
+NEEDED = {
+    "PIL": "Pillow",
+    "safetensors": "safetensors",
+    "yaml": "PyYAML",
+    "huggingface_hub": "huggingface-hub",
+    **({} if sys.version_info >= (3, 11) else {"tomli": "tomli"}),
+}
+RUNTIME = {"onnxruntime": "onnxruntime"}  # or the one for the GPU: either imports by this name
 
 _VERSION = re.compile(  # PEP 440
     r"v?(\d+!)?\d+(\.\d+)*([-_.]?(a|b|c|rc|alpha|beta|pre|preview)[-_.]?\d*)?"
@@ -53,17 +60,37 @@ def run_pip(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
 
 
-def install(requirements: Sequence[str], pip: RunPip = run_pip) -> str:
+def add_missing(pip: RunPip = run_pip) -> Iterator[str]:
+    """Adds what is missing, the runtime of taggers apart from the rest; what to print of each."""
+    if lacking := missing(NEEDED):
+        yield install(lacking, pip)
+    if missing(RUNTIME):
+        yield from add_runtime(pip)
+
+
+def add_runtime(pip: RunPip = run_pip) -> Iterator[str]:
+    """Adds the onnxruntime that fits torch's CUDA, else, or if that fails, the one for the CPU."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # an isolated Python leaves it out
+    from extensions_lib.tagging import runtime
+
+    wanted = runtime.wanted()
+    yield install([wanted.requirement], pip, wanted.options)
+    if wanted != runtime.CPU and missing(RUNTIME):
+        yield install([runtime.CPU.requirement], pip)
+
+
+def install(requirements: Sequence[str], pip: RunPip = run_pip, options: Sequence[str] = ()) -> str:
     """Adds these packages and changes no other; gives the sentence to print."""
     names = ", ".join(requirements)
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "constraints.txt"
         constraints.write_text("\n".join(installed()) + "\n", encoding="utf-8")
         arguments = ["install", "--disable-pip-version-check", "--prefer-binary"]
-        if index := os.environ.get("INDEX_URL"):  # as the WebUI's own installing does
+        index = os.environ.get("INDEX_URL")  # as the WebUI's own installing does
+        if index and "--index-url" not in options:
             arguments += ["--index-url", index]
         try:
-            done = pip([*arguments, "--constraint", str(constraints), *requirements])
+            done = pip([*arguments, *options, "--constraint", str(constraints), *requirements])
         except OSError as error:
             return _failed(names, str(error))
     if done.returncode == 0:
@@ -80,5 +107,6 @@ def _failed(names: str, reason: str) -> str:
     )
 
 
-if __name__ == "__main__" and (lacking := missing(NEEDED)):
-    print(install(lacking))
+if __name__ == "__main__":
+    for sentence in add_missing():
+        print(sentence)

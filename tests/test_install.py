@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import importlib.util
 import os
 import subprocess
 import sys
@@ -13,10 +14,14 @@ from pathlib import Path
 import pytest
 
 import install
+from extensions_lib.tagging import runtime
 
 ROOT = Path(install.__file__).parent
 # What is part of any WebUI, or is the WebUI.
 BROUGHT = {"torch", "gradio", "fastapi", "numpy", "modules", "backend"}
+BROUGHT |= {"starlette", "transformers", "regex", "filelock"}  # with fastapi; with transformers
+# What one does without, and is told so.
+OPTIONAL = {"cv2", "ray", "pyarrow", "diffusers"}
 # What never runs inside a WebUI.
 ELSEWHERE = ("demo", "hosts/standalone", "ui/standalone", "cli.py")
 
@@ -49,8 +54,10 @@ def test_the_table_has_what_the_extension_imports() -> None:
     for path in (ROOT / "extensions_lib").rglob("*.py"):
         if not path.relative_to(ROOT / "extensions_lib").as_posix().startswith(ELSEWHERE):
             found |= {name.partition(".")[0] for name in _imports(path)}
-    foreign = found - sys.stdlib_module_names - BROUGHT - {"extensions_lib", "tests"}
-    assert foreign <= install.NEEDED.keys()
+    ours = {"extensions_lib", "tests"}
+    foreign = found - sys.stdlib_module_names - BROUGHT - OPTIONAL - ours - {"tomli"}
+    assert foreign <= install.NEEDED.keys() | install.RUNTIME.keys()
+    assert ("tomli" in install.NEEDED) == (sys.version_info < (3, 11))
 
 
 def test_only_what_cannot_be_imported_is_missing() -> None:
@@ -124,6 +131,55 @@ def test_the_mirror_that_the_webui_is_told_of_is_used(monkeypatch: pytest.Monkey
     assert pip.arguments[pip.arguments.index("--index-url") + 1] == "https://mirror.example/simple"
 
 
+def _without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """A Python in which these cannot be imported."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        install.importlib.util, "find_spec", lambda name: None if name in names else find(name)
+    )
+
+
+GPU = runtime.Wanted("onnxruntime-gpu", (1, 20), (1, 27))
+FED = runtime.Wanted("onnxruntime-gpu", (1, 17), (1, 19), "https://feed.example/simple")
+
+
+@pytest.mark.parametrize("code", [0, 1])
+@pytest.mark.parametrize(
+    ("fitting", "asked"),
+    [
+        (runtime.CPU, ["onnxruntime>=1.17"]),
+        # A stand-in installs nothing, so that the GPU's is still missing after it.
+        (GPU, ["onnxruntime-gpu>=1.20,<1.27", "onnxruntime>=1.17"]),
+        (FED, ["onnxruntime-gpu>=1.17,<1.19", "onnxruntime>=1.17"]),
+    ],
+)
+def test_the_runtime_of_taggers_is_added_apart(
+    fitting: runtime.Wanted, asked: list[str], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _without(monkeypatch, "onnxruntime", "yaml")
+    monkeypatch.setattr(runtime, "wanted", lambda: fitting)
+    monkeypatch.setenv("INDEX_URL", "https://mirror.example/simple")
+    calls: list[list[str]] = []
+
+    class Asked(Pip):
+        def __call__(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+            calls.append(list(arguments))
+            return super().__call__(arguments)
+
+    said = list(install.add_missing(Asked(code)))
+    assert [each[-1] for each in calls] == ["PyYAML", *asked] and len(said) == len(calls)
+    assert all(line.startswith("Crucible: installed ") == (code == 0) for line in said)
+    indices = [each[each.index("--index-url") + 1] for each in calls]
+    mirror = "https://mirror.example/simple"
+    assert indices == [mirror, fitting.source or mirror, *[mirror] * (len(asked) - 1)]
+
+
+def test_a_runtime_that_is_there_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime-gpu, too, imports as onnxruntime."""
+    monkeypatch.setattr(install, "missing", lambda needed: [])
+    assert list(install.add_missing(Pip())) == []
+
+
 def test_it_runs_elsewhere_and_says_nothing_when_nothing_is_missing(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "install.py")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -138,5 +194,8 @@ def test_a_start_goes_on_after_a_failure(tmp_path: Path) -> None:
         command, cwd=tmp_path, env=refusing, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0
-    assert done.stdout.startswith("Crucible: Pillow, safetensors, PyYAML could not be installed (")
-    assert done.stdout.count("\n") == 1 and done.stderr == ""
+    packages, runtime = done.stdout.splitlines()
+    assert packages.startswith("Crucible: Pillow, safetensors, PyYAML, ")
+    assert " could not be installed (" in packages
+    assert runtime.startswith("Crucible: onnxruntime>=1.17 could not be installed (")
+    assert done.stderr == ""

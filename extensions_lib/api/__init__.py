@@ -1,0 +1,1 @@
+"""REST for programs: the routes that existing clients know, on any host's server."""

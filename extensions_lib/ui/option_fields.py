@@ -1,0 +1,146 @@
+"""Options as gradio components: each with its name, its help, its range; groups as accordions.
+
+form = OptionForm(Selection, "crucible-select")
+form.row("general", "character")        # those that one always wants to see
+with searchable():
+    form.rest()                         # the others, in closed groups
+go.click(run, form.inputs, …)           # run(*values): form.read(values) is a Selection
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+import gradio as gr
+
+from extensions_lib.options import Option, checked, options_of
+
+T = TypeVar("T")
+SEARCH = (
+    '<input type="search" class="crucible-option-search" placeholder="Find an option"'
+    ' aria-label="Find an option">'
+)
+_FEW = 6  # choices that are shown side by side
+
+
+class OptionForm(Generic[T]):
+    """The components of a dataclass of options; their elem_ids are `prefix`-the-name.
+
+    `initial` are values to begin with where they are not the defaults: a number that may be none
+    is a slider if it has one, else an empty field.
+    """
+
+    def __init__(
+        self, kind: type[T], prefix: str, initial: Mapping[str, Any] | None = None
+    ) -> None:
+        self.kind, self.prefix = kind, prefix
+        self.options = {each.name: each for each in options_of(kind)}
+        self.initial = {
+            **{name: each.default for name, each in self.options.items()},
+            **(initial or {}),
+        }
+        self.fields: dict[str, Any] = {}
+
+    def field(self, name: str, **told: Any) -> Any:
+        """Builds one option here; `told` goes before what the option says of itself."""
+        each = self.options[name]
+        told.setdefault("elem_id", f"{self.prefix}-{name.replace('_', '-')}")
+        told.setdefault("elem_classes", ["crucible-option"])
+        self.fields[name] = _component(each, self.initial[name], told)
+        return self.fields[name]
+
+    def row(self, *names: str) -> None:
+        """Builds some options side by side."""
+        with gr.Row():
+            for name in names:
+                self.field(name, min_width=160)
+
+    def rest(self, leave_out: Sequence[str] = ()) -> None:
+        """Builds what is not built yet: options without a group here, the others in accordions."""
+        names = [name for name in self.options if name not in (*self.fields, *leave_out)]
+        groups: dict[str, list[str]] = {}
+        for name in names:
+            groups.setdefault(self.options[name].group, []).append(name)
+        for name in groups.pop("", []):
+            self.field(name)
+        for group, members in groups.items():
+            self.group(group, members)
+
+    def group(self, label: str, names: Sequence[str]) -> None:
+        """Builds some options in a closed accordion."""
+        ident = f"{self.prefix}-group-{label.lower().replace(' ', '-')}"
+        with gr.Accordion(label, open=False, elem_id=ident):
+            for name in names:
+                self.field(name)
+
+    @property
+    def inputs(self) -> list[Any]:
+        """The components, in the order in which `read` takes their values."""
+        return list(self.fields.values())
+
+    def read(self, values: Sequence[Any], **more: Any) -> T:
+        """The options as they stand in the fields. Raises OptionProblem."""
+        given = dict(zip(self.fields, values, strict=True))
+        told = {name: _given(self.options[name], value) for name, value in given.items()}
+        return checked(self.kind, {**told, **more})
+
+    def defaults(self) -> list[Any]:
+        """The values that the fields began with, in the order of `inputs`."""
+        return [_shown(self.options[name], self.initial[name]) for name in self.fields]
+
+
+@contextmanager
+def searchable() -> Iterator[None]:
+    """Groups of options with a field above that finds them by name or help (see tagger.js)."""
+    with gr.Column(elem_classes=["crucible-options"]):
+        gr.HTML(SEARCH)
+        yield
+
+
+def _component(each: Option, value: Any, told: dict[str, Any]) -> Any:
+    """The component that suits an option."""
+    label = f"{each.label} ({each.unit})" if each.unit else each.label
+    told = {"label": label, "info": each.help, "value": _shown(each, value), **told}
+    if each.choices:
+        return _chooser(each, told)
+    if each.type is bool:
+        return gr.Checkbox(**told)
+    if each.many:
+        return gr.Textbox(lines=1, max_lines=6, **told)
+    if each.type is str:
+        return gr.Textbox(max_lines=1, **told)
+    bounded = each.low is not None and each.high is not None
+    if bounded and value is not None and not (each.type is int and each.high > 512):  # type: ignore[operator]
+        step = each.step or (1 if each.type is int else 0.01)
+        return gr.Slider(each.low, each.high, step=step, **told)
+    if each.optional:  # an empty number field is 0 to some versions of gradio
+        return gr.Textbox(max_lines=1, placeholder="none", **told)
+    return gr.Number(precision=0 if each.type is int else None, **told)
+
+
+def _chooser(each: Option, told: dict[str, Any]) -> Any:
+    choices = list(each.choices)
+    if each.many:
+        told.pop("min_width", None)
+        return gr.CheckboxGroup(choices, **told)
+    if len(choices) <= _FEW:
+        return gr.Radio(choices, **told)
+    return gr.Dropdown(choices, **told)
+
+
+def _shown(each: Option, value: Any) -> Any:
+    """A value as its component takes it."""
+    if each.many and not each.choices:
+        return ", ".join(str(one) for one in value or ())
+    if value is None and each.type is not str:
+        return ""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _given(each: Option, value: Any) -> Any:
+    """What stands in a component as the option takes it; an empty field is none."""
+    if each.optional and isinstance(value, str) and not value.strip():
+        return None
+    return "" if value is None and each.type is str else value

@@ -1,0 +1,53 @@
+"""The Tagger tab: one picture or a folder to captions, an editor, rules, pictures for training.
+
+The same builders serve the standalone page and the WebUIs.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import gradio as gr
+
+from extensions_lib.ui.compat import on_browser
+from extensions_lib.ui.jobs import Jobs
+from extensions_lib.ui.tagger_folder import SetFields, build_folder
+from extensions_lib.ui.tagger_room import TaggerRoom
+
+
+def build_tagger_tab(room: TaggerRoom, page: gr.Blocks) -> None:
+    """Builds the tab inside `page` and wires it."""
+    jobs = Jobs()
+    with gr.Column(elem_id="crucible-tagger"):
+        with gr.Row(elem_id="crucible-tagger-set"):
+            folder = gr.Textbox(
+                label="Folder of pictures",
+                placeholder="/path/to/pictures",
+                max_lines=1,
+                scale=6,
+                elem_id="crucible-tagger-folder",
+            )
+            subfolders = gr.Checkbox(
+                label="Subfolders", scale=1, min_width=130, elem_id="crucible-tagger-subfolders"
+            )
+        source = SetFields(folder, subfolders)
+        with (
+            gr.Tabs(elem_id="crucible-tagger-tabs"),
+            gr.Tab("Folder", elem_id="crucible-tagger-tab-folder"),
+        ):
+            tab = build_folder(room, source, jobs)
+        _remember(page, [*source, *tab.output.inputs, *tab.models.inputs])
+
+
+def _remember(page: gr.Blocks, fields: list[Any]) -> None:
+    """Fields that keep their values over a reload, in the browser; each can be reset."""
+    names = json.dumps([field.elem_id for field in fields])
+    restore = f"(...values) => window.crucibleTagger?.restore(values, {names}) ?? values"
+    page.load(None, None, fields, **on_browser(restore))
+    remember = on_browser("(...values) => window.crucibleTagger?.remember(values) ?? []")
+    for field in fields:
+        field.change(None, fields, None, **remember)
+    reset = gr.Button("Reset", elem_id="crucible-tagger-reset", elem_classes=["crucible-wire"])
+    back = on_browser("(...values) => window.crucibleTagger?.reset(values) ?? values")
+    reset.click(None, None, fields, **back)
