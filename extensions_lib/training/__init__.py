@@ -1,0 +1,1 @@
+"""Training on the loaded checkpoint: what is learnt, from what, by which steps."""

@@ -1,0 +1,184 @@
+"""The loop: one optimizer step after another, each a function of the run's seed and its number.
+
+Nothing random is carried from step to step: a generator, and torch's own, are seeded anew from the
+seed and that number. What a run needs in order to go on is what it trains, the state of the
+optimizer, and a number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from extensions_lib.errors import CrucibleError
+from extensions_lib.options import option
+from extensions_lib.training.optimizers import make_optimizer
+from extensions_lib.training.schedulers import SchedulerOptions, factor
+from extensions_lib.training.step import Batch, Data, Recipe
+
+
+@dataclass(frozen=True)
+class LoopOptions(SchedulerOptions):
+    """The options of the loop."""
+
+    seed: int = option(0, "from which all that is random follows", group="Steps", low=0)
+    max_train_steps: int = option(1000, "steps of the optimizer", group="Steps", low=1)
+    gradient_accumulation_steps: int = option(1, "batches that make one step", group="Steps", low=1)
+    max_grad_norm: float = option(1.0, "longest gradient of a step; 0: any", group="Steps", low=0)
+    learning_rate: float = option(1e-4, "of all that has none of its own", low=0)
+    optimizer_type: str = option("AdamW", "a name, or package.module.Class", group="Optimizer")
+    optimizer_args: tuple[str, ...] = option(
+        (), "more for the optimizer, such as weight_decay=0.01", group="Optimizer"
+    )
+    ema_decay: float = option(
+        0.0,
+        "saves the moving mean of the steps, of this weight; 0.999",
+        group="Steps",
+        low=0,
+        high=1,
+    )
+
+
+class Exploded(CrucibleError):
+    """The loss or a gradient is no number any more."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step came to. `rates` are the learning rates by group; `norm` is the gradient's."""
+
+    number: int
+    loss: float
+    norm: float
+    rates: dict[str, float]
+    seconds: float
+
+
+class Loop:
+    """Trains `recipe` on `data`; `step` does the next step, from `done` on."""
+
+    def __init__(self, recipe: Recipe, data: Data, options: LoopOptions, *, fp16: bool = False):
+        self.recipe, self.data, self.options = recipe, data, options
+        self.done = 0
+        groups = [{"lr": options.learning_rate, **group} for group in recipe.groups()]
+        self._names = [str(group.pop("name", number)) for number, group in enumerate(groups)]
+        self._rates = [group["lr"] for group in groups]
+        self._trained: list[Tensor] = [each for group in groups for each in group["params"]]
+        self.optimizer = make_optimizer(
+            options.optimizer_type, groups, options.learning_rate, options.optimizer_args
+        )
+        self._scaler = torch.amp.GradScaler("cuda", enabled=fp16)
+        self.ema = (
+            {n: t.detach().clone() for n, t in recipe.tensors().items()}
+            if (options.ema_decay)
+            else {}
+        )
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next step, from 0."""
+        return self.done * self.options.gradient_accumulation_steps // len(self.data)
+
+    def step(self) -> Step:
+        """The next step. Raises Exploded, with nothing changed, where a loss is no number."""
+        started = time.perf_counter()
+        options, number = self.options, self.done
+        share = factor(options, number, options.max_train_steps)
+        if options.lr_scheduler != "adafactor":
+            for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+                group["lr"] = rate * share
+        loss = 0.0
+        for part in range(options.gradient_accumulation_steps):
+            loss += self._learn(number * options.gradient_accumulation_steps + part)
+        norm = self._clip()
+        if not math.isfinite(norm) and not self._scaler.is_enabled():
+            self._forget()
+            raise Exploded(f"step {number + 1}: the gradient is {norm}; {_ADVICE}")
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self._forget()
+        self.recipe.after_step()
+        with torch.no_grad():
+            for name, tensor in self.recipe.tensors().items() if self.ema else ():
+                self.ema[name].lerp_(tensor, 1 - options.ema_decay)
+        self.done += 1
+        rates = [group["lr"] or 0.0 for group in self.optimizer.param_groups]
+        seconds = time.perf_counter() - started
+        return Step(number, loss, norm, dict(zip(self._names, rates, strict=True)), seconds)
+
+    def _learn(self, number: int) -> float:
+        """Adds the gradients of micro-batch `number`; its loss, as a share of the step's."""
+        generator = seeded(self.options.seed, number)
+        batch = self.data.batch(*divmod(number, len(self.data)), generator)
+        losses = self.recipe.losses(batch, generator)
+        mean = losses.mean() / self.options.gradient_accumulation_steps
+        self._scaler.scale(mean).backward()
+        loss = float(mean.detach())
+        if not math.isfinite(loss):
+            self._forget()
+            raise Exploded(f"step {self.done + 1}: {_worst(batch, losses)}; {_ADVICE}")
+        return loss
+
+    def _clip(self) -> float:
+        self._scaler.unscale_(self.optimizer)
+        longest = self.options.max_grad_norm or math.inf
+        return float(torch.nn.utils.clip_grad_norm_(self._trained, longest))
+
+    def _forget(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on: tensors, numbers, and the optimizer's own."""
+        return {
+            "done": self.done,
+            "trained": {n: t.detach() for n, t in self.recipe.tensors().items()},
+            "ema": self.ema,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from there. Raises CrucibleError where it is the state of another run."""
+        own = self.recipe.tensors()
+        saved: dict[str, Tensor] = state["trained"]
+        strange = sorted(own.keys() ^ saved.keys())
+        strange += [n for n in own.keys() & saved.keys() if own[n].shape != saved[n].shape]
+        if strange:
+            raise CrucibleError(
+                f"the saved state is of another run: {strange[0]} and {len(strange) - 1} others "
+                "are not the same in both. Resume with the options that it was begun with."
+            )
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(saved[name])
+        self.ema = {name: each.clone() for name, each in state["ema"].items()}
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        self.done = state["done"]
+
+
+_ADVICE = (
+    "nothing of this step was learnt. Lower the learning rate, or train in 32 bits if this was "
+    "in 16."
+)
+
+
+def seeded(seed: int, number: int) -> torch.Generator:
+    """A generator for micro-batch `number` of a run; torch's own are seeded along with it."""
+    digest = hashlib.blake2b(f"{seed}:{number}".encode(), digest_size=8).digest()
+    value = int.from_bytes(digest, "little") >> 1
+    torch.manual_seed(value)
+    return torch.Generator().manual_seed(value ^ 1)
+
+
+def _worst(batch: Batch, losses: Tensor) -> str:
+    """Which pictures have a loss that is no number."""
+    pairs = zip(batch.names, losses.detach().tolist(), strict=True)
+    named = [f"{name} ({loss})" for name, loss in pairs if not math.isfinite(loss)]
+    return f"the loss of {', '.join(named[:3]) or 'the batch'} is no number"

@@ -1,0 +1,327 @@
+"""A new network for a model: which layers it has, of which kind and rank, and how fast each learns.
+
+The choice of layers is kohya's: in the UNet all linear layers and 1x1 convolutions of the
+transformers; with a rank for convolutions also the residual blocks and the samplers; in the text
+encoders attention and MLP.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from extensions_lib.adapters import (
+    BOFT,
+    IA3,
+    OFT,
+    Adapter,
+    AdapterError,
+    DoRA,
+    Full,
+    GLoRA,
+    LoHa,
+    LoKr,
+    LoRA,
+    Norm,
+)
+from extensions_lib.errors import CrucibleError
+from extensions_lib.models.loaded import LoadedModel
+from extensions_lib.models.names import LayerInfo, canonical_layers, component_of
+from extensions_lib.options import option
+
+KINDS = (
+    "lora",
+    "lora-fa",
+    "dylora",
+    "loha",
+    "lokr",
+    "glora",
+    "ia3",
+    "full",
+    "norm",
+    "oft",
+    "diag-oft",
+    "boft",
+)
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """The options of a network that is trained."""
+
+    kind: str = option("lora", "the kind of network", group="Network", choices=KINDS)
+    network_dim: int = option(16, "rank: how much it can learn, and its size", low=1, high=1024)
+    network_alpha: float | None = option(
+        None, "strength is alpha / rank; none: 1", group="Network", low=0
+    )
+    conv_dim: int | None = option(
+        None, "rank of convolutions; none: they are not trained", group="Network", low=1
+    )
+    conv_alpha: float | None = option(
+        None, "alpha of convolutions; none: network_alpha", group="Network", low=0
+    )
+    use_tucker: bool = option(False, "3x3 convolutions as a Tucker decomposition", group="Network")
+    dora_wd: bool = option(False, "learns direction and size apart (DoRA)", group="Network")
+    factor: int = option(-1, "LoKr: near this are its parts split; -1: the root", group="Network")
+    decompose_both: bool = option(False, "LoKr: both parts by rank", group="Network")
+    full_matrix: bool = option(False, "LoKr: no part by rank", group="Network")
+    constraint: float | None = option(
+        None, "OFT and BOFT: how far they may turn; none: any", group="Network", low=0
+    )
+    rescaled: bool = option(False, "OFT and BOFT: learns sizes too", group="Network")
+    train_norm: bool = option(False, "norms are trained too", group="Network")
+    unit: int = option(4, "DyLoRA: ranks that learn together", group="Network", low=1)
+    network_dropout: float = option(
+        0.0, "share of values left out", group="Network", low=0, high=0.99
+    )
+    rank_dropout: float = option(0.0, "share of ranks left out", group="Network", low=0, high=0.99)
+    module_dropout: float = option(
+        0.0, "share of layers left out", group="Network", low=0, high=0.99
+    )
+    scale_weight_norms: float | None = option(
+        None, "shortens a layer's change beyond this norm; 1", group="Network", low=0
+    )
+    train_unet: bool = option(True, "the UNet is trained", group="Network")
+    train_text_encoder: bool = option(True, "the text encoders are trained", group="Network")
+    unet_lr: float | None = option(None, "none: learning_rate", group="Learning rate", low=0)
+    text_encoder_lr: tuple[float, ...] = option(
+        (), "one for all text encoders, or one each; none: learning_rate", group="Learning rate"
+    )
+    loraplus_lr_ratio: float | None = option(
+        None, "LoRA+: up learns this much faster; 16", group="Learning rate", low=0
+    )
+
+
+def layers_of(model: LoadedModel, options: NetworkOptions) -> dict[str, LayerInfo]:
+    """The layers that get an adapter, by canonical name. Raises CrucibleError where none does."""
+    chosen = {}
+    for name, info in canonical_layers(model.structure).items():
+        component = component_of(name)
+        if component == "unet" and options.train_unet:
+            wanted = _of_unet(name, info, options)
+        elif component in model.structure.text_components and options.train_text_encoder:
+            wanted = (
+                ".layers." in name
+                and (info.kind == "linear" or (info.kind == "norm" and _norms(options)))
+                and _runs(model, name)
+            )
+            wanted = wanted and (options.kind != "norm" or info.kind == "norm")
+        else:
+            wanted = False
+        if wanted:
+            chosen[name] = info
+    if not chosen:
+        raise CrucibleError("nothing is trained: train_unet and train_text_encoder are both off.")
+    return chosen
+
+
+def _norms(options: NetworkOptions) -> bool:
+    return options.train_norm or options.kind == "norm"
+
+
+def _of_unet(name: str, info: LayerInfo, options: NetworkOptions) -> bool:
+    attention = ".attentions." in name
+    block = ".resnets." in name or "samplers." in name
+    if info.kind == "norm":
+        return _norms(options) and (attention or block)
+    if options.kind == "norm" or info.kind not in ("linear", "conv"):
+        return False
+    return attention or (block and options.conv_dim is not None)
+
+
+def _runs(model: LoadedModel, name: str) -> bool:
+    """Whether the model runs this layer of a text encoder: SD2 leaves its last one out."""
+    index = model.structure.text_components.index(component_of(name))
+    shape = model.structure.texts[index]
+    number = int(name.partition(".layers.")[2].partition(".")[0])
+    return number < shape.layers - shape.unused_layers
+
+
+def fresh_network(
+    model: LoadedModel, options: NetworkOptions, generator: torch.Generator
+) -> dict[str, Adapter]:
+    """New adapters that change nothing yet, on the model's device, in fp32.
+
+    Raises CrucibleError where the options fit no layer.
+    """
+    adapters, problems = {}, []
+    for name, info in layers_of(model, options).items():
+        try:
+            made = _fresh(model, name, info, options, generator)
+        except AdapterError as error:
+            problems.append(f"{name}: {error}")
+            continue
+        adapters[name] = made.to(model.device)
+    if not adapters:
+        raise CrucibleError(f"{options.kind} fits no layer of {model.name}: {problems[0]}.")
+    return adapters
+
+
+def _fresh(
+    model: LoadedModel,
+    name: str,
+    info: LayerInfo,
+    options: NetworkOptions,
+    generator: torch.Generator,
+) -> Adapter:
+    shape = info.shape
+    if info.kind == "norm":
+        return Norm.fresh(shape, bias=info.bias)
+    kernel = info.kind == "conv" and math.prod(shape[2:]) > 1
+    rank = options.conv_dim if kernel and options.conv_dim else options.network_dim
+    alpha = options.network_alpha
+    if kernel and options.conv_alpha is not None:
+        alpha = options.conv_alpha
+    alpha = float(rank) if alpha in (None, 0) else alpha
+    make: Callable[..., Adapter] = _MAKERS[options.kind]
+    adapter = make(shape, rank, alpha, name, options, kernel, generator)
+    if options.dora_wd and options.kind in ("lora", "loha", "lokr"):
+        return DoRA.fresh(adapter, base_weight(model, name))
+    return adapter
+
+
+def base_weight(model: LoadedModel, canonical: str) -> Tensor:
+    """The layer's own weight [out, in, *k], as it lies in the model."""
+    module, parameter, rows = model.layer(canonical)
+    held = module._parameters[parameter]
+    assert held is not None
+    weight = held.detach()
+    if getattr(model.layers[canonical], "transposed", False):
+        weight = weight.t()
+    return weight if rows is None else weight[rows]
+
+
+def _low_rank(
+    shape: Sequence[int],
+    rank: int,
+    alpha: float,
+    _: str,
+    options: NetworkOptions,
+    kernel: bool,
+    generator: torch.Generator,
+) -> Adapter:
+    tucker = options.use_tucker and kernel
+    made = LoRA.fresh(shape, rank, alpha, tucker=tucker, generator=generator)
+    if options.kind == "lora-fa":
+        # Zhang et al. 2023 (arXiv 2308.03303): down stays as it is drawn, up alone learns.
+        inputs = math.prod(shape[1:])
+        made.down.normal_(0, math.sqrt(2 / (inputs + rank)), generator=generator)
+    return made
+
+
+_MAKERS: Mapping[str, Callable[..., Adapter]] = {
+    "lora": _low_rank,
+    "lora-fa": _low_rank,
+    "dylora": _low_rank,
+    "loha": lambda shape, rank, alpha, name, o, kernel, g: LoHa.fresh(
+        shape, rank, alpha, tucker=o.use_tucker and kernel, generator=g
+    ),
+    "lokr": lambda shape, rank, alpha, name, o, kernel, g: LoKr.fresh(
+        shape,
+        rank,
+        alpha,
+        factor=o.factor,
+        decompose_both=o.decompose_both,
+        full_matrix=o.full_matrix,
+        tucker=o.use_tucker and kernel,
+        generator=g,
+    ),
+    "glora": lambda shape, rank, alpha, name, o, kernel, g: GLoRA.fresh(
+        shape, rank, alpha, generator=g
+    ),
+    # Liu et al. 2022 (arXiv 2205.05638): keys and values by output, the feed-forward by input.
+    "ia3": lambda shape, rank, alpha, name, o, kernel, g: IA3.fresh(
+        shape, on_input=_feeds_forward(name), generator=g
+    ),
+    "full": lambda shape, rank, alpha, name, o, kernel, g: Full.fresh(shape, generator=g),
+    "oft": lambda shape, rank, alpha, name, o, kernel, g: OFT.fresh(
+        shape, rank, o.constraint, generator=g
+    ),
+    "diag-oft": lambda shape, rank, alpha, name, o, kernel, g: OFT.fresh(
+        shape, rank, o.constraint, rank_is_size=True, rescale=o.rescaled, generator=g
+    ),
+    "boft": lambda shape, rank, alpha, name, o, kernel, g: BOFT.fresh(
+        shape, rank, o.constraint, rescale=o.rescaled, generator=g
+    ),
+}
+
+
+def _feeds_forward(name: str) -> bool:
+    return name.endswith((".ff.net.2", ".mlp.fc2"))
+
+
+def rate_groups(
+    model: LoadedModel,
+    adapters: Mapping[str, Adapter],
+    options: NetworkOptions,
+    learning_rate: float,
+) -> list[dict[str, Any]]:
+    """torch's parameter groups: by component, and up apart from the rest where LoRA+ is asked for.
+
+    LoRA+: Hayou et al. 2024 (arXiv 2402.12354). A component whose rate is 0 is left out.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for name, adapter in adapters.items():
+        component = component_of(name)
+        rate = rate_of(model, component, options, learning_rate)
+        if rate == 0:
+            continue
+        for part, tensor in trained_parts(adapter, options).items():
+            plus = options.loraplus_lr_ratio if part.startswith("lora_up") else None
+            group = f"{component} up" if plus else component
+            entry = {"params": [], "lr": rate * (plus or 1), "name": group}
+            groups.setdefault(group, entry)["params"].append(tensor)
+    if not groups:
+        raise CrucibleError("nothing is trained: every learning rate is 0.")
+    return list(groups.values())
+
+
+def trained_parts(adapter: Adapter, options: NetworkOptions) -> dict[str, Tensor]:
+    """The tensors of an adapter that learn."""
+    parts = adapter.parameters()
+    if options.kind == "lora-fa":
+        return {name: each for name, each in parts.items() if not name.startswith("lora_down")}
+    return parts
+
+
+def rate_of(
+    model: LoadedModel, component: str, options: NetworkOptions, learning_rate: float
+) -> float:
+    """The learning rate of a component. Raises CrucibleError for a wrong count of rates."""
+    if component == "unet":
+        return learning_rate if options.unet_lr is None else options.unet_lr
+    rates, texts = options.text_encoder_lr, model.structure.text_components
+    if len(rates) not in (0, 1, len(texts)):
+        raise CrucibleError(
+            f"text_encoder_lr has {len(rates)} values; {model.name} has {len(texts)} text encoders."
+        )
+    if not rates:
+        return learning_rate
+    return rates[0] if len(rates) == 1 else rates[texts.index(component)]
+
+
+@torch.no_grad()
+def limit_norms(adapters: Mapping[str, Adapter], longest: float) -> int:
+    """Shortens every LoRA whose change is longer (Frobenius) than this; how many there were.
+
+    Both factors are multiplied by √(longest / norm), as sd-scripts' scale_weight_norms does.
+    """
+    shortened = 0
+    for adapter in adapters.values():
+        if not isinstance(adapter, LoRA):
+            continue
+        factors = adapter.low_rank(adapter.shape)
+        # ‖U D‖² = Σ (UᵀU)(DDᵀ): nothing of the weight's size is made.
+        up, down = factors.up, factors.down
+        norm = abs(factors.scale) * ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt()
+        if float(norm) > longest:
+            share = math.sqrt(longest / float(norm))
+            adapter.up.mul_(share)
+            adapter.down.mul_(share)
+            shortened += 1
+    return shortened

@@ -1,0 +1,171 @@
+"""The loop on a small model: it learns, repeats to the bit, resumes to the bit, leaves no trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from extensions_lib.errors import CrucibleError, FileProblem
+from extensions_lib.training.loop import Exploded, Loop, LoopOptions, Step
+from extensions_lib.training.networks import KINDS
+from extensions_lib.training.recipes.network import NetworkRecipe, NetworkTraining
+from extensions_lib.training.state import load_state, save_state, states
+from tests.patching.standin import Bits
+from tests.training.small import Few, trainable
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+def run(folder: Path, steps: int, resume: Path | None = None, **options: object) -> Loop:
+    """A loop that has done `steps` steps, the model clean again."""
+    names = LoopOptions.__dataclass_fields__
+    of_loop = {name: value for name, value in options.items() if name in names}
+    others = {name: value for name, value in options.items() if name not in names}
+    model = trainable(folder)
+    kept = [Bits(each) for each in (model.loaded.unet, *model.loaded.text_encoders)]
+    settings = LoopOptions(**{"learning_rate": 1e-3, "max_train_steps": 8, **of_loop})
+    training = NetworkTraining(**{"network_dim": 2, **others})
+    recipe = NetworkRecipe(model, training, settings.learning_rate)
+    loop = Loop(recipe, Few(), settings)
+    if resume is not None:
+        loop.restore(load_state(resume)[0])
+    recipe.put_in()
+    try:
+        loop.steps = [loop.step() for _ in range(steps - loop.done)]
+    finally:
+        recipe.take_out()
+    assert all(each.untouched() for each in kept)
+    return loop
+
+
+def same(one: Loop, other: Loop) -> bool:
+    pairs = zip(one.recipe.tensors().items(), other.recipe.tensors().items(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+def test_it_learns_and_a_second_run_is_the_same(folder: Path) -> None:
+    first, second = run(folder, 8), run(folder, 8)
+    assert same(first, second)
+    assert [step.loss for step in first.steps] == [step.loss for step in second.steps]
+    moved = [n for n, t in first.recipe.tensors().items() if "lora_up" in n and t.any()]
+    ups = [n for n in first.recipe.tensors() if "lora_up" in n]
+    assert moved == ups and len(ups) > 20
+    assert not same(first, run(folder, 8, seed=1))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer_type": "AdamW", "ema_decay": 0.9, "network_dropout": 0.2, "rank_dropout": 0.2},
+        {"optimizer_type": "SGDNesterov", "kind": "dylora", "unit": 1, "module_dropout": 0.3},
+        {"optimizer_type": "Adafactor", "noise_offset": 0.1, "gradient_accumulation_steps": 2},
+    ],
+    ids=["adamw", "sgd", "adafactor"],
+)
+def test_a_resumed_run_ends_in_the_same_bits(
+    folder: Path, tmp_path: Path, options: dict[str, object]
+) -> None:
+    whole = run(folder, 6, **options)
+    half = run(folder, 3, **options)
+    path = save_state(tmp_path, half.state(), {"name": "x"}, keep=2)
+    resumed = run(folder, 6, resume=path, **options)
+    assert same(whole, resumed)
+    assert [step.loss for step in whole.steps[3:]] == [step.loss for step in resumed.steps]
+    assert whole.ema.keys() == resumed.ema.keys()
+    assert all(torch.equal(whole.ema[name], resumed.ema[name]) for name in whole.ema)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_trains(folder: Path, kind: str) -> None:
+    loop = run(folder, 2, kind=kind, network_dim=4, conv_dim=4, dora_wd=kind in ("lora", "lokr"))
+    learnt = loop.recipe.learnt()
+    assert learnt and all(step.norm > 0 for step in loop.steps)
+    fresh = run(folder, 0, kind=kind, network_dim=4, conv_dim=4, dora_wd=kind in ("lora", "lokr"))
+    before = fresh.recipe.tensors()
+    changed = [
+        name for name, t in loop.recipe.tensors().items() if not torch.equal(t, before[name])
+    ]
+    assert changed
+    if kind == "lora-fa":
+        assert not any("lora_down" in name for name in changed)
+
+
+def test_rates_follow_component_and_schedule(folder: Path) -> None:
+    loop = run(
+        folder,
+        4,
+        unet_lr=1e-3,
+        text_encoder_lr=(5e-4,),
+        loraplus_lr_ratio=4.0,
+        lr_scheduler="linear",
+        lr_warmup_steps=2,
+        max_train_steps=6,
+    )
+    rates = [step.rates for step in loop.steps]
+    assert rates[0] == dict.fromkeys(rates[0], 0.0)
+    assert rates[2] == {"unet": 1e-3, "unet up": 4e-3, "te1": 5e-4, "te1 up": 2e-3}
+    assert rates[3]["unet"] == pytest.approx(0.75e-3)
+
+
+def test_text_encoders_are_left_alone_when_asked(folder: Path) -> None:
+    loop = run(folder, 1, train_text_encoder=False)
+    assert not loop.recipe.reads
+    assert all(name.startswith("unet.") for name in loop.recipe.tensors())
+    with pytest.raises(CrucibleError, match="train_unet and train_text_encoder"):
+        run(folder, 1, train_text_encoder=False, train_unet=False)
+
+
+def test_norms_stay_within_their_limit(folder: Path) -> None:
+    free = run(folder, 3, learning_rate=0.1, lr_scheduler="constant")
+    bound = run(folder, 3, learning_rate=0.1, lr_scheduler="constant", scale_weight_norms=0.05)
+
+    def longest(loop: Loop) -> float:
+        adapters = loop.recipe.learnt().values()
+        return max(float(a.delta(torch.zeros(a.shape)).norm()) for a in adapters)
+
+    assert longest(free) > 0.1
+    assert longest(bound) <= 0.05 * 1.001
+
+
+def test_a_loss_that_is_no_number_changes_nothing_and_names_the_picture(folder: Path) -> None:
+    model = trainable(folder)
+    recipe = NetworkRecipe(model, NetworkTraining(network_dim=2), 1e-3)
+    data = Few()
+    data.latents[3] = float("nan")
+    loop = Loop(recipe, data, LoopOptions(max_train_steps=8))
+    recipe.put_in()
+    with pytest.raises(Exploded, match=r"step \d: the loss of 3\.png \(nan\) is no number"):
+        for _ in range(3):
+            before = {name: tensor.clone() for name, tensor in recipe.tensors().items()}
+            loop.step()
+    recipe.take_out()
+    assert all(torch.equal(before[name], tensor) for name, tensor in recipe.tensors().items())
+    assert all(tensor.grad is None for tensor in recipe.tensors().values())
+
+
+def test_states_are_kept_and_others_refused(folder: Path, tmp_path: Path) -> None:
+    loop = run(folder, 1)
+    for _ in range(3):
+        save_state(tmp_path, loop.state(), {}, keep=2)
+        loop.done += 1
+    assert [path.name for path in states(tmp_path)] == [
+        "step-00000002.state",
+        "step-00000003.state",
+    ]
+    torch.save({"weights": torch.ones(2)}, tmp_path / "other.state")
+    with pytest.raises(FileProblem, match="is no state of a training run"):
+        load_state(tmp_path / "other.state")
+    with pytest.raises(CrucibleError, match="state is of another run"):
+        run(folder, 2, resume=states(tmp_path)[0], network_dim=3)
+
+
+def test_a_step_says_what_it_was(folder: Path) -> None:
+    loop = run(folder, 2, gradient_accumulation_steps=2)
+    assert [type(step) for step in loop.steps] == [Step, Step]
+    assert loop.data.asked == [(0, 0), (0, 1), (0, 2), (1, 0)]
+    assert loop.epoch == 1
