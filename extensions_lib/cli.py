@@ -27,11 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status. A CrucibleError becomes one line on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if given and given[0] in ("test", "build-demo"):
-            return {"test": run_tests, "build-demo": build_demo}[given[0]](given[1:])
-        options, rest = make_parser().parse_known_args(given)
+        # what takes all its arguments itself
+        whole = {"test": run_tests, "build-demo": build_demo, "build-tagger": build_tagger}
+        if given and given[0] in whole:
+            return whole[given[0]](given[1:])
+        options, rest = make_parser(given).parse_known_args(given)
         if rest and options.command != "bench":
-            make_parser().parse_args(given)  # says what is wrong, exit status 2
+            make_parser(given).parse_args(given)  # says what is wrong, exit status 2
         if options.command == "bench":
             return bench(options.name, rest)
         set_threads(options.threads)
@@ -55,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # --- arguments --------------------------------------------------------------------------------
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """All commands and their options."""
+def make_parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """All commands and their options; those that are slow to load only where `given` names them."""
     parser = argparse.ArgumentParser(prog="run.py", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"Crucible {__version__}")
     web_options(parser)
@@ -66,15 +68,30 @@ def make_parser() -> argparse.ArgumentParser:
     commands.add_parser("test", help="the whole test suite [pytest arguments]")
     generate_options(commands.add_parser("generate", help="a picture from a prompt"))
     inspect_options(commands.add_parser("inspect", help="what a file is, and what would not load"))
+    tag_parser = commands.add_parser("tag", help="captions for a folder of pictures")
+    if "tag" in given:
+        tag_options(tag_parser)
     bench_parser = commands.add_parser("bench", help="a benchmark; its own options follow the name")
     bench_parser.add_argument("name", choices=sorted(BENCHES), metavar="|".join(sorted(BENCHES)))
     commands.add_parser("build-demo", help="train the demo checkpoint and its networks anew")
+    commands.add_parser("build-tagger", help="train the demo tagger anew")
     return parser
 
 
 def common_options(parser: argparse.ArgumentParser) -> None:
     """Options of every command that uses a model."""
     parser.add_argument("--checkpoint", type=Path, metavar="F", help="checkpoint file (the demo)")
+    parser.add_argument(
+        "--originals-gb",
+        type=float,
+        metavar="GB",
+        help="clean weights that stay on the GPU beside networks; the rest is in RAM (automatic)",
+    )
+    data_options(parser)
+
+
+def data_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that uses any model."""
     parser.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads (all cores)")
     parser.add_argument(
         "--data",
@@ -90,6 +107,9 @@ def web_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=whole(1, 65535), help="port (7861, or the next free one)")
     parser.add_argument("--listen", action="store_true", help="open to the whole network")
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
+    parser.add_argument(
+        "--api-auth", default="", metavar="USER:PASSWORD", help="what programs must send to the API"
+    )
     parser.add_argument("--lang", default="", help="language, such as zh_CN (the browser's own)")
 
 
@@ -97,7 +117,8 @@ def generate_options(parser: argparse.ArgumentParser) -> None:
     """Options of `generate`, after WebUI's names."""
     parser.set_defaults(action=generate)
     add = parser.add_argument
-    add("--prompt", required=True, help="with <lora:name:weight> tags")
+    prompts = "with <lora:name:weight> tags; several of them make a picture each"
+    add("--prompt", required=True, action="append", help=prompts)
     add("--negative", default="", help="what should not be there")
     add("--steps", type=whole(1), default=20)
     add("--cfg", type=float, help="how closely to follow the prompt (the checkpoint's own, or 7)")
@@ -108,6 +129,7 @@ def generate_options(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=whole(1), default=1, metavar="N")
     add("--batch-count", type=whole(1), default=1, metavar="N")
     add("--clip-skip", type=whole(1), default=1, metavar="N")
+    add("--control", type=Path, metavar="F", help="picture that <lllite:name:weight> tags follow")
     add("--out", type=Path, default=Path("out.png"), metavar="F.png", help="(out.png)")
     common_options(parser)
 
@@ -117,6 +139,16 @@ def inspect_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(action=inspect, threads=None)
     parser.add_argument("file", type=Path)
     parser.add_argument("--json", action="store_true", help="as JSON on stdout")
+    parser.add_argument("--all", action="store_true", help="long lists in full")
+
+
+def tag_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `tag`."""
+    from extensions_lib.ui.tag_command import tag_options as add_options
+
+    parser.set_defaults(action=tag)
+    add_options(parser)
+    data_options(parser)
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -166,6 +198,8 @@ def web(options: argparse.Namespace) -> int:
             lang=options.lang,
             data=options.data,
             threads=options.threads,
+            originals=options.originals_gb,
+            api_auth=options.api_auth,
             started=float(started) if started else None,
         )
     )
@@ -173,15 +207,22 @@ def web(options: argparse.Namespace) -> int:
 
 def generate(options: argparse.Namespace) -> int:
     """Pictures from a prompt; progress on stderr, the paths on stdout."""
+    from extensions_lib.datasets.pictures import open_picture
     from extensions_lib.hosts.base import GenerationRequest
     from extensions_lib.hosts.standalone import StandaloneHost
     from extensions_lib.hosts.standalone.png import save_png
     from extensions_lib.ui.pictures import numbered
 
     width, height = options.size or (None, None)
-    host = StandaloneHost(options.checkpoint, options.data, threads=options.threads)
+    host = StandaloneHost(
+        options.checkpoint,
+        options.data,
+        threads=options.threads,
+        originals=options.originals_gb,
+    )
     request = GenerationRequest(
-        prompt=options.prompt,
+        prompt=options.prompt[0],
+        prompts=tuple(options.prompt) if len(options.prompt) > 1 else (),
         negative=options.negative,
         steps=options.steps,
         sampler=options.sampler,
@@ -191,8 +232,9 @@ def generate(options: argparse.Namespace) -> int:
         width=width,
         height=height,
         batch_size=options.batch_size,
-        batch_count=options.batch_count,
+        batch_count=max(options.batch_count, -(-len(options.prompt) // options.batch_size)),
         clip_skip=options.clip_skip,
+        control=open_picture(options.control) if options.control else None,
     )
     result = host.generate(request, show_progress)
     for message in result.messages:
@@ -223,8 +265,15 @@ def inspect(options: argparse.Namespace) -> int:
     from extensions_lib.toolbox.inspect import inspect as report_on
 
     report = report_on(options.file)
-    print(report.to_json() if options.json else report.text())
+    print(report.to_json() if options.json else report.text(everything=options.all))
     return 0
+
+
+def tag(options: argparse.Namespace) -> int:
+    """Captions for a folder of pictures."""
+    from extensions_lib.ui.tag_command import tag as run
+
+    return run(options)
 
 
 def run_tests(arguments: list[str]) -> int:
@@ -243,6 +292,13 @@ def build_demo(arguments: list[str]) -> int:
     return build(arguments)
 
 
+def build_tagger(arguments: list[str]) -> int:
+    """Trains the demo tagger."""
+    from extensions_lib.demo.tagger import main as build
+
+    return build(arguments)
+
+
 def bench_apply(arguments: list[str]) -> int:
     """How long networks take to apply."""
     from tests.benchmarks.bench_apply import main as run
@@ -257,6 +313,20 @@ def bench_demo(arguments: list[str]) -> int:
     return run(arguments)
 
 
+def bench_library(arguments: list[str]) -> int:
+    """How long thousands of network files take to index, search and show."""
+    from tests.benchmarks.bench_library import main as run
+
+    return int(run(arguments))
+
+
+def bench_networks(arguments: list[str]) -> int:
+    """How long each kind of network takes on full-size models, beside peft and the bounds."""
+    from tests.benchmarks.bench_networks import main as run
+
+    return int(run(arguments))
+
+
 def bench_webui(arguments: list[str]) -> int:
     """How long a WebUI waits for changed networks, beside its own handler."""
     from tests.benchmarks.bench_webui import main as run
@@ -264,9 +334,43 @@ def bench_webui(arguments: list[str]) -> int:
     return int(run(arguments))
 
 
+def bench_side_path(arguments: list[str]) -> int:
+    """What networks beside the layers cost while sampling."""
+    from tests.benchmarks.bench_side_path import main as run
+
+    return int(run(arguments))
+
+
+def bench_tagger(arguments: list[str]) -> int:
+    """How well the demo tagger reads drawn pictures."""
+    from extensions_lib.demo.tagger_bench import main as run
+
+    return run(arguments)
+
+
+def bench_tagging(arguments: list[str]) -> int:
+    """How fast a folder is tagged, and in which memory."""
+    from tests.benchmarks.bench_tagging import main as run
+
+    return int(run(arguments))
+
+
+def bench_tagset(arguments: list[str]) -> int:
+    """How long the editor of captions waits for a set of pictures."""
+    from tests.benchmarks.bench_tagset import main as run
+
+    return int(run(arguments))
+
+
 BENCHES: dict[str, Callable[[list[str]], int]] = {
     "apply": bench_apply,
     "demo": bench_demo,
+    "library": bench_library,
+    "networks": bench_networks,
+    "side_path": bench_side_path,
+    "tagger": bench_tagger,
+    "tagging": bench_tagging,
+    "tagset": bench_tagset,
     "webui": bench_webui,
 }
 

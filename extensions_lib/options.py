@@ -255,6 +255,7 @@ def table(kind: type) -> str:
         unit = f", {each.unit}" if each.unit else ""
         default = ", ".join(map(str, each.default)) if each.many else each.default
         said = "none" if default in (None, "") else str(default)
+        said = said.replace("|", "\\|").replace("<", "\\<")
         takes = each.takes().replace("|", "\\|")
         lines.append(f"| `{each.name}` | {takes}{unit} | {said} | {each.help} |")
     return "\n".join(lines)

@@ -12,11 +12,15 @@
         ["lora", "a network: LoRA, LoHa, LoKr, OFT, …"],
         ["lyco", "the same as lora"],
         ["hypernet", "a hypernetwork"],
+        ["lllite", "a ControlNet-LLLite: follows the control picture"],
     ];
+    const SHELVES = ["hypernet", "lllite"]; // kinds with names of their own
+    const OF_LLLITE = ["start=", "stop=", "step=", "hr="];
     const ARGUMENTS = [
         ["te=", "weight of the text encoder"],
         ["unet=", "weight of the UNet; over the steps: 1@0,0@0.5"],
         ["lbw=", "weights by block: a preset, or a number for each"],
+        ["lbwe=", "weights by element in the blocks: IN05-OUT05:attn:0"],
         ["start=", "first step, or share of the steps"],
         ["stop=", "step, or share of the steps, where it ends"],
         ["step=", "first and last step: 5-15"],
@@ -48,20 +52,21 @@
         if (!KINDS.some(([name]) => name === kind)) return null;
         if (items.length === 1) {
             const rest = tag.closed ? /^[^:>]*/.exec(text.slice(caret))[0] : "";
-            const source = kind === "hypernet" ? kind : "lora";
+            const source = SHELVES.includes(kind) ? kind : "lora";
             return {...tag, what: "name", kind, source, typed, from, to: caret + rest.length};
         }
         if (kind === "hypernet") return null;
-        if (typed.startsWith("lbw=")) {
+        const [lead] = /^(?:lbwe?=)?/.exec(typed);
+        if (lead && kind !== "lllite") {
             const rest = tag.closed ? /^[^:>]*/.exec(text.slice(caret))[0] : "";
-            const typedPreset = typed.slice(4);
-            return {...tag, what: "preset", typed: typedPreset, from: from + 4,
-                to: caret + rest.length};
+            const of = lead === "lbw=" ? "presets" : "elements";
+            return {...tag, what: "preset", of, typed: typed.slice(lead.length),
+                from: from + lead.length, to: caret + rest.length};
         }
         if (!/^[a-z]*$/.test(typed)) return null;
         const rest = /^[a-z]*=?/.exec(text.slice(caret))[0];
         const used = items.slice(1, -1).map((item) => item.split("=")[0]);
-        return {...tag, what: "argument", typed, from, to: caret + rest.length, used};
+        return {...tag, what: "argument", kind, typed, from, to: caret + rest.length, used};
     }
 
     const isClosed = (text, caret) => /^[^<>\n]*>/.test(text.slice(caret));
@@ -102,19 +107,20 @@
     const OFFERS = {
         kind: ({typed}) => fitting(KINDS, typed, KINDS.map(([name]) => name), false)
             .map(([name, note]) => offer(name, note, [], `${name}:`)),
-        argument: ({typed, used}) => {
-            const free = ARGUMENTS.filter(([name]) => !used.includes(name.slice(0, -1)));
+        argument: ({kind, typed, used}) => {
+            const free = ARGUMENTS.filter(([name]) => !used.includes(name.slice(0, -1))
+                && (kind !== "lllite" || OF_LLLITE.includes(name)));
             return fitting(free, typed, free.map(([name]) => name), false, free.length)
                 .map(([name, note]) => offer(name, note, [], name));
         },
-        preset: ({typed}, known) => {
-            const presets = Object.entries(known.presets);
+        preset: ({typed, of}, known) => {
+            const presets = Object.entries(known[of] ?? {});
             return fitting(presets, typed, presets.map(([name]) => name.toLowerCase()))
                 .filter(([name]) => name !== typed)
                 .map(([name, values]) => offer(name, "", [values], name));
         },
         name: ({typed, source}, known) => {
-            const rows = known[source];
+            const rows = known[source] ?? [];
             return fitting(rows, typed, searchable(rows))
                 .map((row) => ({...offer(row[0], "", [row[2], row[3]], row[0]), row}));
         },

@@ -15,8 +15,6 @@
     // Read before gradio builds the page: its fields report their first values as changes, which
     // must not take the place of what is kept. So the last values are kept once those have settled.
     const SETTLED = 500; // ms
-    let settled = false;
-    let latest = null;
     function recall(key) {
         try {
             return JSON.parse(localStorage.getItem(key));
@@ -24,7 +22,6 @@
             return null;
         }
     }
-    const kept = recall(KEY);
 
     function keep(key, values) {
         try {
@@ -34,17 +31,24 @@
         }
     }
 
+    const FORMS = {"": KEY, tagger: `${KEY}-tagger`};
+    const forms = Object.fromEntries(Object.entries(FORMS).map(
+        ([form, key]) => [form, {key, kept: recall(key), settled: false, latest: null}]));
+
     window.crucible = {
-        remember(values) {
-            latest = values;
-            if (settled) keep(KEY, values);
+        remember(values, name = "") {
+            const form = forms[name];
+            form.latest = values;
+            if (form.settled) keep(form.key, values);
             return [];
         },
-        restore(values) {
+        restore(values, name = "") {
+            const form = forms[name];
             setTimeout(() => {
-                settled = true;
-                if (latest) keep(KEY, latest);
+                form.settled = true;
+                if (form.latest) keep(form.key, form.latest);
             }, SETTLED);
+            const {kept} = form;
             return Array.isArray(kept) && kept.length === values.length ? kept : values;
         },
     };
@@ -80,24 +84,53 @@
         markCards();
     }
 
+    const NAMED = /<(?:lora|lyco):([^:>]+)/g;
+    let pressed = new Set(); // the cards of the networks in the prompt
+
     function markCards() {
         const text = promptBox()?.value ?? "";
-        let used = 0;
-        for (const card of document.querySelectorAll(".crucible-card")) {
-            const on = tagOf(card).test(text);
-            used += on;
-            const pressed = String(on);
-            if (card.getAttribute("aria-pressed") !== pressed) {
-                card.setAttribute("aria-pressed", pressed);
-            }
-        }
-        return used;
+        const names = [...text.matchAll(NAMED)].map((match) => match[1]);
+        const used = new Set(names.flatMap((name) => cardsOf.get(name) ?? []));
+        for (const card of pressed) if (!used.has(card)) card.setAttribute("aria-pressed", "false");
+        for (const card of used) if (!pressed.has(card)) card.setAttribute("aria-pressed", "true");
+        pressed = used;
     }
 
     // --- which cards are shown, and in what order ----------------------------------------------
 
+    // A library has thousands of cards. What is asked at every key stands in arrays and maps, made
+    // when the server sends a list; of those that fit only as many are shown as have been scrolled to.
+    const PORTION = 120;
+    let list = null;
+    let slots = []; // in their order
+    let cardsOf = new Map(); // by name and alias
+    let fitting = [];
+    let shown = []; // the first of those that fit
+    let searched = "";
+
     let folder = ""; // "" is all of them
     let order = recall(SORT_KEY);
+
+    // Whether the server has sent other cards.
+    function takeIn() {
+        const now = find(".crucible-cards");
+        if (now === list) return false;
+        list = now;
+        slots = [...(list?.children ?? [])].map((slot) => (
+            {slot, text: slot.dataset.search, folder: slot.dataset.folder}));
+        cardsOf = new Map();
+        for (const {slot} of slots) {
+            const card = slot.firstElementChild;
+            for (const name of new Set([card.dataset.name, card.dataset.alias])) {
+                if (!cardsOf.has(name)) cardsOf.set(name, []);
+                cardsOf.get(name).push(card);
+            }
+        }
+        pressed = new Set();
+        for (const {slot} of slots) slot.hidden = true;
+        shown = [];
+        return true;
+    }
 
     const byName = new Intl.Collator(undefined, {numeric: true}).compare;
     const nameOf = (slot) => slot.firstElementChild.dataset.name;
@@ -108,41 +141,53 @@
     };
 
     function sort() {
+        const now = slots.map(({slot}) => slot);
+        // What cannot be used stays below what can, in every order.
+        slots.sort(({slot: a}, {slot: b}) => a.dataset.group - b.dataset.group
+            || ORDERS[order](a, b) || byName(nameOf(a), nameOf(b)));
+        if (slots.some(({slot}, place) => slot !== now[place])) {
+            list.append(...slots.map(({slot}) => slot));
+        }
+    }
+
+    function showOrder() {
         if (!Object.hasOwn(ORDERS, order)) order = "name";
-        const list = find(".crucible-cards");
         const choice = find("#crucible-sort");
         if (choice && choice.value !== order) choice.value = order;
-        if (!list) return;
-        const now = [...list.children];
-        // What cannot be used stays below what can, in every order.
-        const sorted = [...now].sort((a, b) => a.dataset.group - b.dataset.group
-            || ORDERS[order](a, b) || byName(nameOf(a), nameOf(b)));
-        // Moving a card is a change of the page, which comes back here: only where there is one.
-        if (sorted.some((slot, place) => slot !== now[place])) list.append(...sorted);
     }
 
     const inside = (path) => !folder || path === folder || path.startsWith(`${folder}/`);
+    const search = () => (find("#crucible-search")?.value ?? "").toLowerCase();
 
     function sift() {
         const chips = [...document.querySelectorAll(".crucible-folders .crucible-chip")];
         if (!chips.some((chip) => chip.dataset.folder === folder)) folder = "";
         for (const chip of chips) {
-            const pressed = String(chip.dataset.folder === folder);
-            if (chip.getAttribute("aria-pressed") !== pressed) {
-                chip.setAttribute("aria-pressed", pressed);
-            }
+            chip.setAttribute("aria-pressed", String(chip.dataset.folder === folder));
         }
-        const words = (find("#crucible-search")?.value ?? "").toLowerCase().split(/\s+/);
-        let shown = 0;
-        for (const slot of document.querySelectorAll(".crucible-slot")) {
-            const fits = inside(slot.dataset.folder)
-                && words.every((word) => slot.dataset.search.includes(word));
-            if (slot.hidden === fits) slot.hidden = !fits;
-            shown += fits;
-        }
+        searched = search();
+        const words = searched.split(/\s+/).filter(Boolean);
+        fitting = slots.filter((each) => inside(each.folder)
+            && words.every((word) => each.text.includes(word)));
+        show(PORTION);
         const nothing = find(".crucible-nomatch");
-        if (nothing && nothing.hidden !== shown > 0) nothing.hidden = shown > 0;
+        if (nothing) nothing.hidden = fitting.length > 0;
     }
+
+    function show(count) {
+        const now = fitting.slice(0, count).map(({slot}) => slot);
+        const seen = new Set(now);
+        for (const slot of shown) if (!seen.has(slot)) slot.hidden = true;
+        for (const slot of now) slot.hidden = false;
+        shown = now;
+    }
+
+    // Scrolling does not bubble.
+    document.addEventListener("scroll", ({target}) => {
+        if (target !== list || shown.length === fitting.length) return;
+        const below = list.scrollHeight - list.scrollTop - list.clientHeight;
+        if (below < 2 * list.clientHeight) show(shown.length + PORTION);
+    }, true);
 
     // --- the popup about a network --------------------------------------------------------------
 
@@ -242,6 +287,7 @@
             order = event.target.value;
             keep(SORT_KEY, order);
             sort();
+            sift();
         }
     });
 
@@ -252,7 +298,9 @@
             event.preventDefault();
             // A value typed just now is told to the page before the button is pressed.
             document.activeElement?.blur?.();
-            setTimeout(() => find("#crucible-go")?.click(), 50);
+            const buttons = [...document.querySelectorAll("#crucible-go, #crucible-tagger-go")];
+            const seen = buttons.find((button) => button.offsetParent !== null);
+            setTimeout(() => seen?.click(), 50);
         } else if (event.key === "Escape" && event.target.id === "crucible-search") {
             event.target.value = "";
             sift();
@@ -264,21 +312,30 @@
     const asked = page.lang || (navigator.language || "").replace("-", "_");
     const lang = page.lang || (asked.startsWith("zh") ? "zh_CN" : asked);
     const texts = page.texts[lang] ?? null;
+    const NUMBER = /\d+/g;
     const ATTRIBUTES = ["placeholder", "title", "aria-label"];
     const OURS = ".crucible-card .crucible-name, textarea, code, pre, [translate=no]";
 
     function translated(text) {
         const plain = text.trim();
-        return plain && Object.hasOwn(texts, plain) ? text.replace(plain, texts[plain]) : text;
+        if (plain && Object.hasOwn(texts, plain)) return text.replace(plain, texts[plain]);
+        // "Tag 12 pictures" is found as "Tag {n} pictures".
+        const numbers = plain.match(NUMBER) ?? [];
+        const pattern = plain.replace(NUMBER, "{n}");
+        if (!numbers.length || !Object.hasOwn(texts, pattern)) return text;
+        return text.replace(plain, texts[pattern].replaceAll("{n}", () => numbers.shift()));
+    }
+
+    function translateText(node) {
+        if (node.parentElement?.closest(`${OURS}, script, style`)) return;
+        const text = translated(node.data);
+        if (text !== node.data) node.data = text;
     }
 
     function translate(root) {
+        if (root.nodeType === Node.TEXT_NODE) translateText(root);
         const nodes = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
-        for (let node = nodes.nextNode(); node; node = nodes.nextNode()) {
-            if (node.parentElement?.closest(`${OURS}, script, style`)) continue;
-            const text = translated(node.data);
-            if (text !== node.data) node.data = text;
-        }
+        for (let node = nodes.nextNode(); node; node = nodes.nextNode()) translateText(node);
         const elements = root.querySelectorAll?.(ATTRIBUTES.map((name) => `[${name}]`).join()) ?? [];
         for (const element of [root, ...elements]) {
             for (const name of ATTRIBUTES) {
@@ -293,27 +350,40 @@
     // --- what the page changes by itself ------------------------------------------------------
 
     let planned = false;
+    let fresh = new Set(); // what was added or changed since the last look
+
     function tidy() {
+        const changed = [...fresh].filter((node) => node.isConnected);
         planned = false;
+        fresh = new Set();
+        showOrder();
+        if (takeIn()) {
+            sort();
+            sift();
+        } else if (search() !== searched) sift();
         markCards();
-        sort();
-        sift();
-        if (texts) translate(document.body);
+        if (texts) changed.forEach(translate);
+    }
+
+    function plan() {
+        if (!planned) requestAnimationFrame(tidy);
+        planned = true;
     }
 
     document.addEventListener("DOMContentLoaded", () => {
         if (texts) document.documentElement.lang = lang.replace("_", "-");
-        const plan = () => {
-            if (!planned) {
-                planned = true;
-                requestAnimationFrame(tidy);
+        new MutationObserver((changes) => {
+            for (const {type, target, addedNodes} of changes) {
+                if (type === "characterData") fresh.add(target);
+                for (const node of addedNodes) fresh.add(node);
             }
-        };
-        new MutationObserver(plan).observe(document.body, {
+            plan();
+        }).observe(document.body, {
             childList: true,
             subtree: true,
             characterData: true,
         });
+        fresh.add(document.body);
         plan();
     });
 })();

@@ -37,9 +37,17 @@
 
     // --- where tags are -----------------------------------------------------------------------
 
+    // Those of lbwe=blocks:elements:weight,… are one.
+    const isOpen = (item) =>
+        item?.startsWith("lbwe=") && item.split(",").at(-1).split(":").length < 3;
+    const wholeItems = (items) => items.reduce((whole, item) => {
+        if (isOpen(whole.at(-1)) && !item.includes("=")) item = `${whole.pop()}:${item}`;
+        return [...whole, item];
+    }, []);
+
     function itemsOf(text, start) {
         let place = start;
-        return text.split(":").map((item) => {
+        return wholeItems(text.split(":")).map((item) => {
             const equals = item.indexOf("=");
             const named = equals >= 0 && !item.includes("=", equals + 1);
             const made = {

@@ -40,12 +40,14 @@
         return undefined;
     }
 
+    const oneWeight = (tag) => tag.kind === "hypernet" || tag.kind === "lllite";
+
     // The number that the keys change, and how much it changes by; undefined if there is none.
     function target(tag, caret) {
         const at = tag.items.findLast((item) => caret >= item.end - item.text.length);
         if (!at) return weightOf(tag);
         const place = tag.items.filter((item) => item.key === null).indexOf(at);
-        const key = at.key ?? (tag.kind === "hypernet" ? "te" : ["te", "unet", "dyn"][place]);
+        const key = at.key ?? (oneWeight(tag) ? "te" : ["te", "unet", "dyn"][place]);
         const inside = Math.max(caret, at.start);
         if (key === "dyn") return {...numbersIn(at.value, at.start)[0], delta: 1, least: 1};
         if (["start", "stop", "step"].includes(key)) {
@@ -176,7 +178,7 @@
         const box = sign && (event.ctrlKey || event.metaKey) && tags()?.boxOf(event);
         if (!box || event.altKey || event.shiftKey) return;
         const tag = tags().tagAt(box.value, box.selectionStart);
-        const isOurs = tag && (tags().isLora(tag) || tag.kind === "hypernet");
+        const isOurs = tag && (tags().isLora(tag) || oneWeight(tag));
         if (isOurs ? !ours && isPlain(tag) : !ours) return; // the WebUI's own keys do it
         event.preventDefault();
         event.stopPropagation();

@@ -10,6 +10,7 @@ from extensions_lib.adapters.dora import DoRA
 from extensions_lib.adapters.full import Full
 from extensions_lib.adapters.glora import GLoRA
 from extensions_lib.adapters.ia3 import IA3
+from extensions_lib.adapters.inputs import InputRotation
 from extensions_lib.adapters.loha import LoHa
 from extensions_lib.adapters.lokr import LoKr
 from extensions_lib.adapters.lora import LoRA
@@ -30,6 +31,7 @@ __all__ = [
     "DoRA",
     "Full",
     "GLoRA",
+    "InputRotation",
     "LoHa",
     "LoKr",
     "LoRA",
@@ -40,7 +42,7 @@ __all__ = [
 ]
 
 # The first kind that matches a layer's parts has it. OFT reads BOFT too, whose names are the same.
-KINDS: tuple[type[Adapter], ...] = (LoRA, LoHa, LoKr, GLoRA, IA3, OFT, Norm, Full)
+KINDS: tuple[type[Adapter], ...] = (LoRA, LoHa, LoKr, GLoRA, IA3, InputRotation, OFT, Norm, Full)
 # Each takes its own parts and leaves the rest to a kind; looked for first, the outermost first.
 WRAPPERS: tuple[type[Adapter], ...] = (DoRA, Biased, Sparse)
 

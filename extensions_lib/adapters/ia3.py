@@ -1,18 +1,18 @@
 """IA3: each input or output channel is made stronger or weaker, delta = W * w.
 
 Liu et al. 2022 (arXiv 2205.05638); files as LyCORIS writes them, w being the factor less one (peft
-stores the factor itself). As in LyCORIS' forward only the weight changes, not the bias, which its
-bypass and peft scale too for output channels.
+stores the factor itself). As in LyCORIS' forward only the weight changes; with `on_bias`, as in
+peft, the bias is scaled like the outputs that it belongs to.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from extensions_lib.adapters.base import Adapter, AdapterError
+from extensions_lib.adapters.base import Adapter, AdapterError, working_dtype
 from extensions_lib.adapters.parts import OfParts, number
 
 
@@ -27,6 +27,7 @@ class IA3(OfParts):
     on_input: bool = False
     alpha: float | None = None
     fixed_scale: float | None = None
+    on_bias: bool = False
 
     kind: ClassVar[str] = "ia3"
     TITLE: ClassVar[str] = "an IA3"
@@ -38,11 +39,29 @@ class IA3(OfParts):
         super().__post_init__()
         if max(self.weight.shape) != self.weight.numel():
             raise AdapterError(f"{self.said('weight')}: expected one number per channel")
+        if self.on_bias and self.on_input:
+            raise AdapterError("an IA3 of inputs does not change the bias")
 
     @property
     def shape(self) -> tuple[int, ...]:
         size = self.weight.numel()
         return (-1, size, -1) if self.on_input else (size, -1)
+
+    @property
+    def changes_bias(self) -> bool:
+        return self.on_bias
+
+    def bias_delta(self, base_bias: Tensor | None) -> Tensor | None:
+        if not self.on_bias:
+            return None
+        if base_bias is None:  # none that could be scaled
+            return torch.zeros(self.weight.numel(), dtype=working_dtype(self.weight))
+        if base_bias.numel() != self.weight.numel():
+            sizes = f"expected {base_bias.numel()}, found {self.weight.numel()}"
+            raise AdapterError(f"the factors do not fit the bias: {sizes}")
+        dtype = working_dtype(self.weight, base_bias)
+        factor = self.weight.to(base_bias.device, dtype).flatten()
+        return self.scale * factor * base_bias.to(dtype)
 
     def _add(self, total: Tensor, base: Tensor, multiplier: float, out: Tensor | None) -> Tensor:
         axis = 1 if self.on_input else 0
@@ -59,7 +78,8 @@ class IA3(OfParts):
         return IA3(self.weight[start:stop], fixed_scale=self.fixed_scale)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {**super().tensors(), "on_input": torch.tensor(int(self.on_input))}
+        found = {**super().tensors(), "on_input": torch.tensor(int(self.on_input))}
+        return {**found, "on_bias": torch.tensor(1)} if self.on_bias else found
 
     @classmethod
     def from_tensors(cls, parts: Mapping[str, Tensor]) -> Adapter:
@@ -68,9 +88,8 @@ class IA3(OfParts):
         if side not in (0, 1):
             found = "nothing" if side is None else f"{side:g}"
             raise AdapterError(f"an IA3 needs on_input, 0 or 1; found {found}")
-        made = cls._read(rest)
-        made.on_input = bool(side)
-        return made
+        on_bias = number("on_bias", rest.pop("on_bias", None))
+        return replace(cls._read(rest), on_input=bool(side), on_bias=bool(on_bias))
 
     @classmethod
     def matches(cls, part_names: Collection[str]) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from extensions_lib.errors import FileProblem
 from extensions_lib.files.model_configs import ModelConfig, config_beside
-from extensions_lib.files.safe import read_any_header, read_tensors
+from extensions_lib.files.safe import Header, read_any_header, read_tensors
 from extensions_lib.models.families import Family, Structure
 from extensions_lib.models.names import checkpoint_shapes
 from extensions_lib.models.structures import SD1_TEXT_PREFIX, VAE_PREFIX, structure_of
@@ -81,6 +81,41 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         FileProblem: unreadable, of another kind, or with tensors missing or of a wrong shape.
     """
     path = Path(path)
+    keys = checkpoint_keys(path)
+    stored = read_tensors(path, list(keys.names.values()))
+    return Checkpoint(
+        path=path,
+        structure=keys.structure,
+        tensors={key: stored[old] for key, old in keys.names.items()},
+        metadata=keys.header.metadata,
+        config=keys.config,
+        prediction=keys.prediction,
+        zero_terminal_snr=keys.zero_terminal_snr,
+        unused=keys.unused,
+    )
+
+
+@dataclass(frozen=True)
+class CheckpointKeys:
+    """What a checkpoint's header tells: its plan, and which of its keys is what."""
+
+    path: Path
+    header: Header
+    structure: Structure
+    names: Mapping[str, str]
+    """Standard key of each tensor of the model -> the key in the file."""
+    extras: tuple[str, ...]
+    """Known leftovers: averaged (EMA) weights, optimizer, schedule tables, markers."""
+    unused: tuple[str, ...]
+    """Keys that belong to no layer and are no known leftovers either."""
+    config: ModelConfig | None
+    prediction: Prediction | None
+    zero_terminal_snr: bool
+
+
+def checkpoint_keys(path: str | os.PathLike[str]) -> CheckpointKeys:
+    """What `read_checkpoint` would read, from the header alone. Raises FileProblem as it does."""
+    path = Path(path)
     header = read_any_header(path)
     shapes = header.shapes
     standard = _standard_names(shapes)
@@ -88,19 +123,19 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     structure = _structure(path, standard, shapes, config)
     expected = checkpoint_shapes(structure)
     _check(path, structure, expected, {key: shapes[old] for key, old in standard.items()})
-    stored = read_tensors(path, [standard[key] for key in expected])
-    unused = sorted(
-        old for key, old in standard.items() if key not in expected and not _EXTRAS.match(key)
-    )
-    return Checkpoint(
-        path=path,
-        structure=structure,
-        tensors={key: stored[standard[key]] for key in expected},
-        metadata=header.metadata,
-        config=config,
-        prediction=_prediction(shapes, config),
-        zero_terminal_snr="ztsnr" in shapes,
-        unused=tuple(unused),
+    names = {key: standard[key] for key in expected}
+    rest = set(shapes).difference(names.values())
+    extras = {old for old in rest if _EXTRAS.match(old)}
+    return CheckpointKeys(
+        path,
+        header,
+        structure,
+        names,
+        tuple(sorted(extras)),
+        tuple(sorted(rest - extras)),
+        config,
+        _prediction(shapes, config),
+        "ztsnr" in shapes,
     )
 
 

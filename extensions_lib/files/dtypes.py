@@ -28,3 +28,10 @@ def _names() -> dict[torch.dtype, str]:
 def safetensors_name(dtype: torch.dtype) -> str | None:
     """ "F16" for torch.float16, …; None if the format has no such type."""
     return _names().get(dtype)
+
+
+def torch_dtype(name: str) -> torch.dtype | None:
+    """torch.float16 for "F16", …; None if this torch has no such type."""
+    import torch
+
+    return getattr(torch, _TORCH_NAMES[name], None) if name in _TORCH_NAMES else None

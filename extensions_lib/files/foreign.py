@@ -13,8 +13,9 @@ from collections.abc import Collection, Iterable
 # family. "/" stands for the dot of dotted names and the underscore of flat ones.
 _DOUBLE = r"(double|single)_blocks/\d+/"
 _DIT = r"(?<!\d[._])(single_)?transformer_blocks/\d+/"  # a UNet's follow a number
+LLLITE = "ControlNet-LLLite"
 _FAMILIES: tuple[tuple[str, str, str], ...] = (
-    ("ControlNet-LLLite", r"lllite_", ""),
+    (LLLITE, r"lllite_", ""),
     ("AnimateDiff", r"motion_modules?/\d+/|temporal_transformer", ""),
     ("HunyuanVideo", _DOUBLE, r"(img|txt)_(mlp/fc\d|mod/linear)|token_refiner"),
     ("Chroma", _DOUBLE, r"distilled_guidance_layer"),
@@ -54,13 +55,16 @@ def foreign_family(keys: Iterable[str]) -> str | None:
     return None
 
 
+def use(family: str, name: str) -> str | None:
+    """How a file that is no network here is used all the same, or None if it cannot be."""
+    return f"write <lllite:{name}:1> and choose a control picture" if family == LLLITE else None
+
+
 # part -> the algorithm that has it
 _ALGORITHMS: dict[str, str] = {
-    "oft_R": "PEFT's OFT, which turns a layer's inputs by an amount that depends on its config",
-    "boft_R": "PEFT's BOFT",
-    "boft_s": "PEFT's BOFT",
-    "ia3_l": "PEFT's IA3, which scales a layer's bias, too",
-    "lora_E": "AdaLoRA",
+    "oft_r": "PEFT's OFT of before 0.16, another one",
+    "ln_tuning_layers.weight": "PEFT's LN tuning, which replaces a norm's weight and bias",
+    "ln_tuning_layers.bias": "PEFT's LN tuning, which replaces a norm's weight and bias",
     "vera_lambda_b": "VeRA, whose shared matrices are not in the file",
     "vera_lambda_d": "VeRA, whose shared matrices are not in the file",
     "hra_u": "HRA",
@@ -70,7 +74,6 @@ _ALGORITHMS: dict[str, str] = {
     "lambda_layer": "T-LoRA",
     "set_weight": "a weight that replaces the layer's own",
     "reshape_weight": "a layer of another size than the model's",
-    "lora_B.bias": "a LoRA with a bias of its own (PEFT's lora_bias)",
     "layer.bias": "a LoRA with a bias of its own (HCP-Diffusion)",
     "layer.lora_up.bias": "a LoRA with a bias of its own (HCP-Diffusion)",
     "layer.rank_groups": "HCP-Diffusion's grouped LoHa",

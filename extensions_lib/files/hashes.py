@@ -17,15 +17,23 @@ from pathlib import Path
 
 from extensions_lib.errors import FileProblem
 from extensions_lib.files.cache import FileCache, identity
-from extensions_lib.files.header import Header, is_safetensors, opened, read_header
+from extensions_lib.files.header import (
+    Header,
+    HeaderText,
+    is_safetensors,
+    opened,
+    read_header,
+    read_header_text,
+)
 
 _BLOCK = 1 << 20
+_WHOLE, _DATA = "sha256", "data_sha256"  # as they are kept
 LEGACY_START, LEGACY_LENGTH = 0x100000, 0x10000
 
 
 def sha256_file(path: str | os.PathLike[str], cache: FileCache | None = None) -> str:
     """sha256 of the whole file, 64 hex digits. Raises FileProblem."""
-    return _kept("sha256", Path(path), 0, cache)
+    return _kept(_WHOLE, Path(path), 0, cache)
 
 
 def data_hash(path: str | os.PathLike[str], cache: FileCache | None = None) -> str:
@@ -36,10 +44,10 @@ def data_hash(path: str | os.PathLike[str], cache: FileCache | None = None) -> s
     path = Path(path)
     if not is_safetensors(path):
         return sha256_file(path, cache)
-    return _kept("data_sha256", path, read_header(path).data_start, cache)
+    return _kept(_DATA, path, read_header(path).data_start, cache)
 
 
-def stated_hash(header: Header) -> str | None:
+def stated_hash(header: Header | HeaderText) -> str | None:
     """The `sshs_model_hash` that a network's metadata states, if it is one."""
     stated = header.metadata.get("sshs_model_hash", "").strip().lower()
     return stated if re.fullmatch(r"[0-9a-f]{64}", stated) else None
@@ -51,7 +59,7 @@ def network_hash(path: str | os.PathLike[str], cache: FileCache | None = None) -
     64 hex digits. Raises FileProblem.
     """
     if is_safetensors(path):
-        stated = stated_hash(read_header(path))
+        stated = stated_hash(read_header_text(path))
         if stated:
             return stated
     return data_hash(path, cache)
@@ -88,6 +96,16 @@ def network_hashes(chunks: Iterable[bytes | memoryview]) -> tuple[str, str]:
             window += chunk[max(0, LEGACY_START - reached) : end - reached]
         reached += len(chunk)
     return model.hexdigest(), hashlib.sha256(window).hexdigest()[:8]
+
+
+def kept_hash(path: str | os.PathLike[str], cache: FileCache, whole: bool) -> str | None:
+    """`sha256_file` (whole) or `data_hash`, if it was computed before and the file is the same."""
+    try:
+        kind = _WHOLE if whole or not is_safetensors(path) else _DATA
+        kept = cache.get(kind, path)
+    except (FileProblem, OSError):  # removed meanwhile
+        return None
+    return kept if isinstance(kept, str) and len(kept) == 64 else None
 
 
 def _kept(kind: str, path: Path, start: int, cache: FileCache | None) -> str:

@@ -6,15 +6,15 @@ A header is bounded, and every size, offset and type in it is checked against th
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from extensions_lib.atomic import reason
 from extensions_lib.errors import FileProblem
 
 MAX_HEADER = 100_000_000  # bytes; the safetensors library refuses more, too
@@ -118,12 +118,6 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         raise FileProblem(f"{path}: cannot be read ({reason(error)})") from error
 
 
-def reason(error: OSError) -> str:
-    if error.errno == errno.ENOSPC:
-        return "the disk is full; free some space"
-    return error.strerror or str(error)
-
-
 # --- the safetensors header -------------------------------------------------------------------
 
 
@@ -131,6 +125,36 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     """The header of a safetensors file, checked against the file's size. Needs no torch.
 
     Raises FileProblem naming the file, what is wrong in it and what to do.
+    """
+    return read_header_text(path).parsed()
+
+
+@dataclass(frozen=True)
+class HeaderText:
+    """A header with its metadata read and its tensors still as text.
+
+    Two are equal if the files hold the same tensors: what follows from those alone need be worked
+    out once for many files that a trainer wrote alike.
+    """
+
+    tensors: str  # a JSON object
+    data_size: int  # bytes after the header
+    path: Path = field(compare=False)
+    metadata: Mapping[str, str] = field(compare=False)
+    data_start: int = field(compare=False)
+
+    def parsed(self) -> Header:
+        """The header as a whole. Raises FileProblem where its tensors cannot be as it says."""
+        with _explained(self.path):
+            tensors = _parsed_tensors(self.tensors, self.data_size)
+        return Header(tensors, self.metadata, self.data_start)
+
+
+def read_header_text(path: str | os.PathLike[str]) -> HeaderText:
+    """The header of a safetensors file as far as its metadata.
+
+    Raises FileProblem naming the file, what is wrong in it and what to do; not yet for a wrong
+    description of tensors.
     """
     path = Path(path)
     with opened(path) as file:
@@ -145,12 +169,26 @@ def read_header(path: str | os.PathLike[str]) -> Header:
             )
         file.seek(8)
         raw = file.read(length)
-    if max(_FREE, 3 * size) < _OBJECT * (raw.count(b",") + raw.count(b"[") + raw.count(b"{")):
+    if max(_FREE, 3 * size) < _OBJECT * _objects(raw):
         raise FileProblem(f"{path}: its header is no list of tensors (too many entries); {AGAIN}")
+    with _explained(path):
+        metadata, tensors = _split(raw)
+    return HeaderText(tensors, size - 8 - length, path, metadata, 8 + length)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
     try:
-        return _parse_header(raw, size - 8 - length, 8 + length)
+        yield
     except _Lie as lie:
         raise FileProblem(f"{path}: its header is broken: {lie}; {AGAIN}") from None
+
+
+def _objects(raw: bytes) -> int:
+    """About how many objects a piece of JSON becomes; at most."""
+    if len(raw) * _OBJECT < _FREE:  # few in any case
+        return len(raw)
+    return raw.count(b",") + raw.count(b"[") + raw.count(b"{")
 
 
 def _not_safetensors(head: bytes, length: int) -> str:
@@ -184,28 +222,57 @@ def short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
-def _parse_header(raw: bytes, data_size: int, data_start: int) -> Header:
+_METADATA = "__metadata__"
+_FIRST = f'{{"{_METADATA}":'  # where safetensors' own writers have it
+_DECODER = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+
+
+def _split(raw: bytes) -> tuple[dict[str, str], str]:
+    """The metadata of a header, and the JSON object of its tensors."""
     try:
-        parsed = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant
-        )
-    except _Lie:
-        raise
+        text = raw.decode("utf-8")
     except UnicodeDecodeError:
         raise _Lie("it is not UTF-8 text") from None
+    if text.startswith(_FIRST):
+        with contextlib.suppress(ValueError, RecursionError):  # the whole is parsed, then
+            found, end = _DECODER.raw_decode(text, len(_FIRST))
+            metadata = _checked_metadata(found)
+            stop = text.rfind("}") + 1
+            if text.startswith(',"', end) and not text[stop:].strip(" "):  # padded with spaces
+                return metadata, "{" + text[end + 1 : stop]
+    tensors = _parsed(text)
+    metadata = _checked_metadata(tensors.pop(_METADATA, {}))
+    return metadata, json.dumps(tensors)
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        parsed = _DECODER.decode(text)
+    except _Lie:
+        raise
     except (ValueError, RecursionError) as error:
         raise _Lie(f"it is not JSON ({short(error)})") from None
     if not isinstance(parsed, dict):
         raise _Lie("it is not a JSON object")
-    metadata = _checked_metadata(parsed.pop("__metadata__", {}))
+    return parsed
+
+
+def _parsed_tensors(text: str, data_size: int) -> dict[str, TensorInfo]:
+    parsed = _parsed(text)
+    if _METADATA in parsed:
+        raise _Lie(f"the key '{_METADATA}' occurs twice")
     tensors = {name: _checked_info(name, value) for name, value in parsed.items()}
+    _check_unicode(tensors)
+    _check_layout(tensors, data_size)
+    return tensors
+
+
+def _check_unicode(texts: Iterable[str]) -> None:
     try:
         # JSON can spell half a surrogate pair, which no name or text may hold
-        "".join((*tensors, *metadata, *metadata.values())).encode("utf-8")
+        "".join(texts).encode("utf-8")
     except UnicodeEncodeError:
         raise _Lie("a name or text in it is not valid Unicode") from None
-    _check_layout(tensors, data_size)
-    return Header(tensors, metadata, data_start)
 
 
 def _checked_metadata(value: object) -> dict[str, str]:
@@ -216,6 +283,7 @@ def _checked_metadata(value: object) -> dict[str, str]:
     for key, text in value.items():
         if not isinstance(text, str):
             raise _Lie(f"the metadata '{short(key)}' is not a text")
+    _check_unicode((*value, *value.values()))
     return value
 
 
@@ -225,27 +293,30 @@ def _whole(value: object) -> bool:
 
 
 def _checked_info(name: str, value: object) -> TensorInfo:
-    label = f"tensor '{short(name)}'"
     if not isinstance(value, dict):
-        raise _Lie(f"{label} is not described by an object")
+        raise _Lie(f"{_said(name)} is not described by an object")
     dtype, shape, offsets = (value.get(part) for part in ("dtype", "shape", "data_offsets"))
     bits = DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
     if bits is None:
-        raise _Lie(f"{label} has the unknown dtype {short(dtype)}")
+        raise _Lie(f"{_said(name)} has the unknown dtype {short(dtype)}")
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(map(_whole, shape)):
-        raise _Lie(f"{label} has the impossible shape {short(shape)}")
+        raise _Lie(f"{_said(name)} has the impossible shape {short(shape)}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_whole, offsets)):
-        raise _Lie(f"{label} has the impossible offsets {short(offsets)}")
+        raise _Lie(f"{_said(name)} has the impossible offsets {short(offsets)}")
     start, end = offsets
     if start > end:
-        raise _Lie(f"{label} ends ({end}) before it starts ({start})")
+        raise _Lie(f"{_said(name)} ends ({end}) before it starts ({start})")
     expected = math.prod(shape) * bits
     if expected != (end - start) * 8:
         raise _Lie(
-            f"{label} of shape {shape} and dtype {dtype} needs {-(-expected // 8)} bytes,"
+            f"{_said(name)} of shape {shape} and dtype {dtype} needs {-(-expected // 8)} bytes,"
             f" its offsets give {end - start}"
         )
     return TensorInfo(str(dtype), tuple(shape), start, end)
+
+
+def _said(name: str) -> str:
+    return f"tensor '{short(name)}'"
 
 
 def _check_layout(tensors: Mapping[str, TensorInfo], data_size: int) -> None:

@@ -71,6 +71,7 @@ _PARTS: Mapping[str, str] = {
     "lora_B.weight": "lora_up.weight",
     "lora_A.weight": "lora_down.weight",
     "lora_B": "lora_up.weight",
+    "lora_up.bias": "lora_B.bias",
     "lora_A": "lora_down.weight",
     "lora_magnitude_vector.weight": "lora_magnitude_vector",
     "lora.lora_magnitude_vector": "lora_magnitude_vector",
@@ -82,10 +83,11 @@ _OWN_PARTS = (
     "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t1", "lokr_t2",
     "a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight", "on_input",
     "diff", "diff_b", "w_norm", "b_norm", "oft_blocks", "oft_diag", "rescale",
-    "bias_indices", "bias_values", "bias_size", "weight",
-    # of PEFT, brought to the ones above or refused by name (files.recognise)
+    "bias_indices", "bias_values", "bias_size", "weight", "oft_in", "on_bias",
+    # of PEFT, brought to the ones above (files.peft_parts) or refused by name (files.foreign)
     "lora_magnitude_vector", "lora_embedding_A", "lora_embedding_B", "lora_E", "lora_B.bias",
-    "oft_R", "boft_R", "boft_s", "ia3_l", "vera_lambda_b", "vera_lambda_d", "hra_u",
+    "oft_R", "boft_R", "boft_s", "ia3_l", "vera_lambda_b", "vera_lambda_d", "hra_u", "oft_r",
+    "ln_tuning_layers.weight", "ln_tuning_layers.bias",
     "fourierft_spectrum", "q_layer.weight", "p_layer.weight", "lambda_layer",
     "set_weight", "reshape_weight",
 )  # fmt: skip

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING
 from extensions_lib.adapters import Adapter, AdapterError, adapter_from
 from extensions_lib.errors import FileProblem
 from extensions_lib.files.cache import identity
-from extensions_lib.files.foreign import unsupported
+from extensions_lib.files.foreign import unsupported, use
 from extensions_lib.files.hashes import network_hashes
-from extensions_lib.files.keys import Grouped, group
+from extensions_lib.files.keys import KNOWN, Grouped, group
 from extensions_lib.files.peft_config import PeftConfig, read_config
+from extensions_lib.files.peft_parts import PeftMistake, standard_peft
 from extensions_lib.files.recognise import (
     family_of,
     kind_of,
+    layers_of,
     made_for_others,
     missing_part,
     names_one_text_encoder,
@@ -98,12 +100,11 @@ def read_network(
     network.notes += grouped.notes
     foreign = made_for_others(grouped)
     if foreign:
-        raise FileProblem(
-            f"{path}: was made for {foreign}; networks for SD1, SD2 and SDXL can be used"
-        )
+        instead = use(foreign, path.stem) or "networks for SD1, SD2 and SDXL can be used"
+        raise FileProblem(f"{path}: was made for {foreign}; {instead}")
     for layer, parts in grouped.layers.items():
         grouped.layers[layer] = _standard(parts)
-    _add_peft_alphas(network, grouped)
+    _add_peft_alphas(network, grouped, _bring_over_peft(network, grouped, structure))
     for layer, parts in grouped.layers.items():
         _add_layer(network, layer, parts, grouped.spelled[layer])
     if not network.adapters and not network.embeddings:
@@ -171,11 +172,27 @@ def _nothing_usable(network: Network, tensors: Mapping[str, Tensor]) -> str:
     return f"is not a network for Stable Diffusion: {describe(tensors)}"
 
 
-def _add_peft_alphas(network: Network, grouped: Grouped[Tensor]) -> None:
+def _bring_over_peft(
+    network: Network, grouped: Grouped[Tensor], structure: Structure | None
+) -> PeftConfig:
+    """Parts that PEFT alone has become those of the adapters; what cannot is left out and said."""
+    peft = "PEFT" in grouped.schemes.values()
+    config = read_config(network.path, network.metadata, beside=peft)
+    network.problems += config.problems
+    known = (*((structure,) if structure else ()), *KNOWN) if peft else ()
+    for layer, parts in list(grouped.layers.items()):
+        info = next((layers_of(each)[layer] for each in known if layer in layers_of(each)), None)
+        try:
+            grouped.layers[layer] = standard_peft(layer, parts, config, info)
+        except PeftMistake as mistake:
+            network.problems.append(f"{layer}: {mistake}")
+            del grouped.layers[layer]
+    return config
+
+
+def _add_peft_alphas(network: Network, grouped: Grouped[Tensor], config: PeftConfig) -> None:
     """PEFT keeps alpha in its config: in diffusers' metadata or in a file beside the network."""
     peft = {layer for layer, scheme in grouped.schemes.items() if scheme == "PEFT"}
-    config = read_config(network.path, network.metadata, beside=bool(peft))
-    network.problems += config.problems
     unsaid = 0
     for layer, parts in grouped.layers.items():
         # a config beside a file is PEFT's; the metadata speak of all that the file has

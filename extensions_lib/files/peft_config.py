@@ -129,6 +129,16 @@ def _pattern(patterns: object, layer: str) -> float | None:
     return None
 
 
+def means(named: object, layer: str) -> bool:
+    """Whether an option that names modules, by their ends or by one pattern, means the layer."""
+    module = layer.partition(".")[2]
+    if isinstance(named, str):
+        return _means(f"^{named}", module)
+    return isinstance(named, list) and any(
+        isinstance(each, str) and module.endswith(each) for each in named
+    )
+
+
 def _means(pattern: str, module: str) -> bool:
     anchored = pattern.startswith("^")
     plain = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")

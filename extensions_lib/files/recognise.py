@@ -14,7 +14,7 @@ from typing import Any
 
 from extensions_lib.files.foreign import foreign_family, unsupported
 from extensions_lib.files.keys import KNOWN, Grouped, Value, group
-from extensions_lib.files.sizes import Shape, Shapes, outputs, sizes
+from extensions_lib.files.sizes import Shape, Shapes, columns_of, outputs, sizes
 from extensions_lib.models.families import Family, Structure
 from extensions_lib.models.names import LayerInfo, canonical_layers
 
@@ -26,7 +26,9 @@ SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("lokr", ("lokr_w1|lokr_w1_a", "lokr_w2|lokr_w2_a")),
     ("glora", ("a1.weight", "a2.weight", "b1.weight", "b2.weight")),
     ("ia3", ("weight", "on_input")),
-    ("oft", ("oft_blocks|oft_diag",)),
+    ("ia3", ("ia3_l",)),
+    ("oft", ("oft_blocks|oft_diag|oft_in|oft_R",)),
+    ("boft", ("boft_R", "boft_s")),
     ("norm", ("w_norm",)),
     ("full", ("diff|diff_b",)),
 )
@@ -40,6 +42,7 @@ _PAIRS = (
     ("lora_up.weight", "lora_down.weight"), ("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b"),
     ("lokr_w1_a", "lokr_w1_b"), ("lokr_w2_a", "lokr_w2_b"), ("a1.weight", "a2.weight"),
     ("b1.weight", "b2.weight"), ("lora_embedding_A", "lora_embedding_B"),
+    ("boft_R", "boft_s"),
 )  # fmt: skip
 
 
@@ -109,10 +112,12 @@ def layers_of(structure: Structure) -> Mapping[str, LayerInfo]:
 def fits(parts: Shapes, weight: Shape) -> bool | None:
     """Whether a layer's parts were made for a weight of this shape; None where they do not tell."""
     found = sizes(parts)
-    if found is None:
-        only = outputs(parts)
-        return None if only is None else only == weight[0]
     inputs = {weight[1], math.prod(weight[1:])} if len(weight) > 1 else {1}
+    if found is None:
+        only, columns = outputs(parts), columns_of(parts)
+        if only is None and columns is None:
+            return None
+        return only in (None, weight[0]) and (columns is None or columns in inputs)
     if len(weight) > 2 and weight[1] == _LATENTS:
         inputs |= {_INPAINTING, math.prod((_INPAINTING, *weight[2:]))}
     return found[0] == weight[0] and found[1] in inputs
@@ -220,7 +225,8 @@ def facts_of(shapes: Shapes) -> NetworkFacts:
         else:
             understood[layer] = parts
             # a butterfly is told from other rotations by one more dimension
-            butterfly = kind == "oft" and len(parts.get("oft_blocks", ())) == 4
+            blocks = parts.get("oft_blocks", parts.get("oft_in", ()))
+            butterfly = kind == "oft" and len(blocks) == 4
             _count(facts, layer, "boft" if butterfly else kind, parts)
     facts.family = family_of(understood, one_text_encoder=names_one_text_encoder(grouped))
     return facts

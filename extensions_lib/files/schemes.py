@@ -10,12 +10,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from extensions_lib.files.sizes import Shape, Shapes, sizes
+from extensions_lib.files.sizes import Shape, Shapes, columns_of, outputs, sizes
 from extensions_lib.models.families import Structure
 from extensions_lib.models.names import canonical_layers
 
 # --- whose way of naming ------------------------------------------------------------------------
 
+_PEFT = re.compile(r"\.(?:lora_(?:[ABE]|emb|mag)|oft_R|boft_[Rs]|ia3_l)")
 _LDM = re.compile(r"(?:input_blocks|middle_block|output_blocks|label_emb|time_embed_\d)")
 
 
@@ -31,7 +32,7 @@ def tell(key: str, layer: str) -> str:
         return (
             "kohya, half-dotted" if "." in layer else "kohya (ldm)" if _LDM.search(key) else "kohya"
         )
-    if key.startswith("base_model.") or re.search(r"\.lora_(?:[AB]|emb|mag)", key):
+    if key.startswith("base_model.") or _PEFT.search(key):
         return "PEFT"
     if ".processor." in key or "lora_linear_layer" in key or ".to_out_lora." in key:
         return "diffusers (old)"
@@ -61,7 +62,8 @@ def second_text_encoder(layers: Mapping[str, Shapes], structures: Sequence[Struc
         number = re.search(r"layers[._](\d{1,3})[._]", spelled)
         if number and int(number[1]) >= _LAST_OF_FIRST:
             return True
-        if _ATTENTION.search(spelled) and any(size in only_second for size in sizes(shapes) or ()):
+        told = (*(sizes(shapes) or ()), outputs(shapes), columns_of(shapes))
+        if _ATTENTION.search(spelled) and any(size in only_second for size in told):
             return True
     return False
 

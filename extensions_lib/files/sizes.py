@@ -42,7 +42,25 @@ def outputs(parts: Shapes) -> int | None:
     for name in ("w_norm", "b_norm", "diff_b", "diff"):
         if len(parts.get(name, ())) == 1:
             return parts[name][0]
+    gains = parts.get("boft_s", parts.get("rescale", ()) if "oft_in" in parts else ())
+    if gains:
+        return math.prod(gains)
+    factors = parts.get("ia3_l", ())
+    if len(factors) == 2 and factors[1] == 1:
+        return factors[0]
     blocks = parts.get("oft_blocks", parts.get("oft_diag", ()))
+    return blocks[-3] * blocks[-1] if len(blocks) in (3, 4) else None
+
+
+def columns_of(parts: Shapes) -> int | None:
+    """The length of the input axis, kernel and all, for the algorithms that tell only that."""
+    factors = parts.get("ia3_l", ())
+    if len(factors) == 2 and factors[0] == 1:
+        return factors[1]
+    triangles = parts.get("oft_R", ())
+    if len(triangles) == 2 and triangles[0] > 1:  # one may be for all blocks
+        return triangles[0] * (1 + math.isqrt(1 + 8 * triangles[1])) // 2
+    blocks = parts.get("boft_R", parts.get("oft_in", ()))
     return blocks[-3] * blocks[-1] if len(blocks) in (3, 4) else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from extensions_lib.hosts.networks import InForce
 from extensions_lib.models.families import Family
 from extensions_lib.models.loaded import LoadedModel, NoiseSchedule
 from extensions_lib.models.structures import structure_of
-from extensions_lib.patching import ActiveSet
+from extensions_lib.models.trainable import Trainable
+from extensions_lib.patching import ActiveSet, Room
+from extensions_lib.patching.room import from_gigabytes
 
 
 def loaded_model(sd_model: Any) -> LoadedModel:
@@ -96,7 +99,8 @@ def _unwrapped(module: Any) -> Any:
 
 def _reached(module: Any, path: str) -> nn.Module:
     for part in path.split("."):
-        inner = _unwrapped(module)
+        # What lies beside a `wrapped` comes first: on SDXL's conditioner that is an empty stand-in.
+        inner = module if part in module._modules else _unwrapped(module)
         module = inner[int(part)] if part.isdigit() else getattr(inner, part)
     found: nn.Module = module
     return found
@@ -140,7 +144,13 @@ class A1111:
         return loaded_model(sd_model)
 
     def in_force(self, sd_model: Any, model: LoadedModel) -> InForce:
-        return ActiveSet(model)
+        from modules import shared
+
+        # asked at every set, so that the setting holds from the next picture on
+        return ActiveSet(
+            model,
+            Room(lambda: from_gigabytes(getattr(shared.opts, "crucible_originals_gb", None))),
+        )
 
     def forget_builtin(self) -> None:
         forget_builtin()
@@ -150,6 +160,11 @@ class A1111:
 
     def bare(self, sd_model: Any) -> None:
         """A parked set has given the original weights back already."""
+
+    def training_on(self, sd_model: Any, model: LoadedModel) -> AbstractContextManager[Trainable]:
+        from extensions_lib.hosts.a1111_trainable import training_on
+
+        return training_on(sd_model, model)
 
     def current(self) -> Any:
         from modules import shared

@@ -25,6 +25,9 @@ class GenerationRequest:
     `width` and `height` are pixels, multiples of 8; None takes the checkpoint's own size.
     `seed` −1 draws one; picture i of the whole order has seed + i.
     `cfg` 1 leaves the negative prompt out. `clip_skip` 1 uses CLIP's last layer.
+    `prompts`, where there are any, has one for each picture of the order in place of `prompt`, each
+    with tags of its own.
+    `control` is the condition picture of the prompt's `<lllite:…>` tags.
     """
 
     prompt: str
@@ -39,6 +42,8 @@ class GenerationRequest:
     batch_size: int = 1
     batch_count: int = 1
     clip_skip: int = 1
+    control: Image.Image | None = None
+    prompts: tuple[str, ...] = ()
 
 
 @dataclass

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,13 @@ from extensions_lib.models.families import Family
 from extensions_lib.models.loaded import LoadedModel, NoiseSchedule
 from extensions_lib.models.names import component_of
 from extensions_lib.models.structures import structure_of_parts
+from extensions_lib.models.trainable import Trainable
 from extensions_lib.patching import ApplyReport, Planner, Wanted
-from extensions_lib.patching.attach import Recipe, write
-from extensions_lib.patching.plan import combined, identity, plain_shape
+from extensions_lib.patching.attach import Attached, Recipe, write
+from extensions_lib.patching.layout import Layout
+from extensions_lib.patching.plan import plain_shape
+from extensions_lib.patching.unmerged import Unmerged
+from extensions_lib.patching.wanted import combined, identity
 
 KIND = "crucible"
 """The name under which Forge's merging knows our way to compute a weight."""
@@ -110,6 +115,8 @@ class _Made:
     of: Any
     unet: Any
     clip: Any
+    layout: Layout
+    merged: str
     report: ApplyReport
 
 
@@ -117,14 +124,17 @@ class PatcherSet:
     """Hands the wanted networks to Forge's patchers; its memory management merges them.
 
     The patchers of the checkpoint itself are never changed: clones carry the networks. While one
-    set stays wanted, the same clones are used, so that nothing is merged twice.
+    set stays wanted, the same clones are used, so that nothing is merged twice. What is computed
+    beside layers stands around their forward, as long as the set is in force.
     """
 
     def __init__(self, engine: Any, model: LoadedModel) -> None:
         self._engine, self._model = engine, model
-        self._planner = Planner(model, held_shape)
+        self._planner = Planner(model, held_shape, _device)
+        self._beside = Unmerged(_not_here, lambda _: None)
         self._identity: list[tuple[object, ...]] = []
         self._made: _Made | None = None
+        self._merged = ""  # what the UNet has merged, or will have when it is loaded
         offer_merge()
 
     def apply(self, wanted: Sequence[Wanted]) -> ApplyReport:
@@ -138,34 +148,59 @@ class PatcherSet:
         made, same = self._made, identity(wanted) == self._identity
         if made is None or made.of is not original.unet or not same:
             made = self._make(wanted)
-        name = f"{KIND} {_digest(wanted)}"
-        self._take(made.unet, made.clip, name)
-        self._made, self._identity = made, identity(wanted)
+        self._stand(made.layout)
+        self._take(made.unet, made.clip, f"{KIND} {made.merged}")
+        self._made, self._identity, self._merged = made, identity(wanted), made.merged
         made.report.seconds = time.perf_counter() - started
         return made.report
 
+    def encode(self, wanted: Sequence[Wanted]) -> None:
+        """The set as it is for the text encoders; what the UNet has stays."""
+        clip = self._make(combined(wanted)).clip
+        self._engine.forge_objects.clip = clip
+        self._engine.forge_objects_after_applying_lora.clip = clip
+
     def change(self, wanted: Sequence[Wanted]) -> None:
-        """Merges the set into the UNet at once, where Forge itself merges only when it loads."""
-        made = self._make(combined(wanted))
+        """Merges the set into the UNet at once, where Forge itself merges only when it loads.
+
+        Where nothing changes in what is merged, only the numbers beside the layers do.
+        """
+        made = self._make(combined(wanted), self._planner.next_layout)
+        self._stand(made.layout)
+        if made.merged == self._merged:
+            return
         sampling = self._engine.forge_objects.unet
         others = {key: p for key, p in sampling.lora_patches.items() if not key[0].startswith(KIND)}
         # It compares names with those of what is merged, and does nothing where they agree.
         sampling.lora_loader.refresh({**others, **made.unet.lora_patches}, sampling.offload_device)
+        self._merged = made.merged
+
+    def rows(self, pictures: Sequence[int]) -> None:
+        """Say of which picture each sample is that the UNet is asked about next."""
+        self._beside.rows.set(pictures)
 
     def park(self) -> None:
         """Leaves Forge with the checkpoint's own patchers; a set that comes back is at hand."""
+        self._beside.park()
         original = self._engine.forge_objects_original
         self._take(original.unet, original.clip, _NOTHING)
 
     def clear(self) -> None:
         """Parks, and forgets the set."""
         self.park()
-        self._made, self._identity = None, []
+        self._beside.clear()
+        self._made, self._identity, self._merged = None, [], ""
         self._planner.keep_moved([])
 
     def release(self) -> None:
         """Clears; merged weights are Forge's memory."""
         self.clear()
+
+    def _stand(self, layout: Layout) -> None:
+        # Forge calls from inference mode: what is made here is to be of use outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            self._beside.take_out_others(layout)
+            self._beside.bring(layout)
 
     def _take(self, unet: Any, clip: Any, name: str) -> None:
         engine = self._engine
@@ -174,12 +209,16 @@ class PatcherSet:
         # By this name its builtin handler sees that its own set is not in force.
         engine.current_lora_hash = name
 
-    def _make(self, wanted: Sequence[Wanted]) -> _Made:
+    def _make(
+        self, wanted: Sequence[Wanted], plan: Callable[[Sequence[Wanted]], Layout] | None = None
+    ) -> _Made:
         original = self._engine.forge_objects_original
-        recipes, unfit = self._planner.recipes(wanted)
+        with torch.inference_mode(False), torch.no_grad():
+            layout = (plan or self._planner.layout)(wanted)
         self._planner.keep_moved(wanted)
+        notes, unfit = _without_groups(layout, wanted), list(layout.unfit)
         patches: dict[str, dict[str, Any]] = {"unet": {}, "clip": {}}
-        for recipe in recipes.values():
+        for recipe in layout.recipes.values():
             canonical = str(recipe.signature[0][0])
             part, key = self._key(canonical, recipe.name)
             if part is None or recipe.original()[1]:
@@ -188,13 +227,15 @@ class PatcherSet:
             else:
                 patches[part][key] = (KIND, (recipe,))
         unet, clip = original.unet.clone(), original.clip.clone()
-        name = f"{KIND} {_digest(wanted)}"
         held = self._online()
-        unet.add_patches(filename=name, patches=patches["unet"], online_mode=held)
-        clip.add_patches(filename=name, patches=patches["clip"], online_mode=held)
+        for patcher, part in ((unet, "unet"), (clip, "clip")):
+            name = f"{KIND} {_digest(patches[part])}"
+            patcher.add_patches(filename=name, patches=patches[part], online_mode=held)
         names = [each.network.name for each in wanted]
-        changed = len(recipes)
-        return _Made(original.unet, unet, clip, ApplyReport(names, changed, changed, unfit))
+        count = len(layout.recipes) + len(layout.sides)
+        report = ApplyReport(names, count, count, unfit, notes)
+        merged = _digest(patches["unet"])
+        return _Made(original.unet, unet, clip, layout, merged, report)
 
     def _key(self, canonical: str, name: str) -> tuple[str | None, str]:
         """The patcher that holds a layer, and the name there of its weight or bias."""
@@ -213,9 +254,46 @@ class PatcherSet:
         return bool(dynamic_args.get("online_lora", False)) and stored not in plain
 
 
-def _digest(wanted: Sequence[Wanted]) -> str:
-    """A short name of a set's content: Forge merges anew only when a name changes."""
-    return hashlib.sha256(repr(identity(wanted)).encode()).hexdigest()[:16]
+def _digest(patches: Mapping[str, Any]) -> str:
+    """A short name of what is merged into a part: Forge merges anew only when a name changes."""
+    content = sorted((key, repr(payload[0].signature)) for key, (_, payload) in patches.items())
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+
+
+def _without_groups(layout: Layout, wanted: Sequence[Wanted]) -> list[str]:
+    """Gives layers with a weight for each picture that of the first; sentences on the networks.
+
+    A layer's weight may not be in memory before Forge brings it there for its own forward.
+    """
+    layers: set[str] = set()
+    for groups in layout.groups.values():
+        for recipe in groups.recipes[groups.of[0]].values():
+            layout.recipes[recipe.place] = recipe
+        signed = [s for each in groups.recipes for r in each.values() for s in r.signature]
+        layers.update(str(signature[0]) for signature in signed)
+    layout.groups.clear()
+    found = {
+        each.network.name: len(layers & each.network.adapters.keys())
+        for each in wanted
+        if isinstance(each.unet, tuple)
+    }
+    return [
+        f"{name}: {count} layers have the first picture's weight in the whole batch. In Forge, "
+        "only layers with nothing but LoRA can have one for each picture."
+        for name, count in found.items()
+        if count
+    ]
+
+
+def _not_here(_: Recipe) -> Attached:
+    raise RuntimeError("Forge merges weights, not this set")
+
+
+def _device() -> str:
+    """The type of the device on which Forge samples; a model may lie elsewhere until then."""
+    from backend.memory_management import get_torch_device
+
+    return str(get_torch_device().type)
 
 
 def offer_merge() -> None:
@@ -282,6 +360,11 @@ class Forge:
 
         original = sd_model.forge_objects_original
         load_models_gpu([original.unet, original.clip.patcher])
+
+    def training_on(self, sd_model: Any, model: LoadedModel) -> AbstractContextManager[Trainable]:
+        from extensions_lib.hosts.forge_trainable import training_on
+
+        return training_on(sd_model, model)
 
     def current(self) -> Any:
         from modules import sd_models

@@ -9,20 +9,30 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from extensions_lib.errors import CrucibleError, NetworkProblem
 from extensions_lib.hosts.webui_embeddings import prepare
+from extensions_lib.hosts.webui_pictures import (
+    Hashes,
+    Items,
+    Samples,
+    encode_apart,
+    stack_of,
+    tags_of_each,
+)
 from extensions_lib.prompts.tags import NetworkRequest, network_requests
 
 if TYPE_CHECKING:
-    from extensions_lib.hosts.networks import Applied, InForce, Networks
+    from extensions_lib.hosts.networks import Applied, InForce, Networks, Sampling
     from extensions_lib.hosts.webui_embeddings import WebUIEmbeddings
     from extensions_lib.library import Library
     from extensions_lib.models.loaded import LoadedModel
+    from extensions_lib.models.trainable import Trainable
 
 log = logging.getLogger("crucible")
 NAMES = ("lora", "lyco")
@@ -50,6 +60,9 @@ class WebUI(Protocol):
     def bare(self, sd_model: Any) -> None:
         """Sees to it that the modules hold the checkpoint's own weights, with no network parked."""
 
+    def training_on(self, sd_model: Any, model: LoadedModel) -> AbstractContextManager[Trainable]:
+        """The model as training uses it, with the queue lock held by the caller."""
+
 
 class Session:
     """The library and the networks in force.
@@ -64,6 +77,7 @@ class Session:
         self.host, self.folders, self.cache = host, list(folders), cache
         self._of: Callable[[], Any] = lambda: None  # the model looked at last, held weakly
         self._text_identity: Hashable = ()
+        self._samples: Samples | None = None  # where the pictures of a batch differ
 
     @cached_property
     def library(self) -> Library:
@@ -90,16 +104,41 @@ class Session:
         return None
 
     def apply(
-        self, sd_model: Any, requests: Sequence[NetworkRequest], *, hires: bool = False
-    ) -> Applied:
-        """Puts exactly these networks in force on the model. Raises CrucibleError."""
-        return self._on(sd_model).apply(requests, hires=hires)
+        self,
+        sd_model: Any,
+        pictures: Sequence[Sequence[NetworkRequest]],
+        *,
+        hires: bool = False,
+        sampling: Sampling | None = None,
+    ) -> list[Applied]:
+        """Puts exactly these networks in force on the model, for each picture of a batch.
 
-    def at(self, step: int, steps: int) -> None:
-        """Brings the weights of a step of sampling into force, where they change."""
+        Raises CrucibleError.
+        """
+        networks = self._on(sd_model)
+        self._forget_samples()
+        applied = networks.apply_each(pictures, hires=hires, sampling=sampling)
+        if networks.differ:
+            self._samples = Samples(networks.model.unet, len(pictures), networks.rows)
+        return applied
+
+    def encode_for(self, picture: int) -> None:
+        """Brings the weights of a picture of the batch on the text encoders into force."""
         networks = getattr(self._of(), _OURS, None)
         if networks is not None:
-            networks.at(step, steps)
+            networks.encode_for(picture)
+
+    def step(self, params: Any) -> None:
+        """The UNet is about to be asked: brings the weights of this step into force.
+
+        `params` are those of the WebUI's `cfg_denoiser` callback.
+        """
+        networks = getattr(self._of(), _OURS, None)
+        if networks is None:
+            return
+        networks.at(params.sampling_step, params.total_sampling_steps)
+        if self._samples is not None:
+            self._samples.expect(stack_of(params, self._samples.pictures))
 
     def model(self, sd_model: Any) -> LoadedModel:
         """The model that the WebUI has loaded. Raises NetworkProblem if it is none of ours."""
@@ -107,6 +146,7 @@ class Session:
 
     def park(self) -> None:
         """Takes all networks off; the next picture with the same ones finds them computed."""
+        self._forget_samples()
         networks = getattr(self._of(), _OURS, None)
         if networks is not None:
             networks.park()
@@ -115,6 +155,7 @@ class Session:
 
     def forget_model(self) -> None:
         """Takes all networks off and frees their memory: the model is being replaced."""
+        self._forget_samples()
         model = self._of()
         networks = getattr(model, _OURS, None)
         if networks is not None:
@@ -122,11 +163,15 @@ class Session:
             delattr(model, _OURS)
         self._of = lambda: None
 
-    def text_changed(self, applied: Applied) -> bool:
+    def text_changed(self, identity: Hashable) -> bool:
         """Whether the text encoders answer otherwise than at the last call."""
-        changed = applied.text_identity != self._text_identity
-        self._text_identity = applied.text_identity
+        changed, self._text_identity = identity != self._text_identity, identity
         return changed
+
+    def _forget_samples(self) -> None:
+        if self._samples is not None:
+            self._samples.remove()
+            self._samples = None
 
     def _on(self, sd_model: Any) -> Networks:
         if self._of() is not sd_model:
@@ -142,11 +187,11 @@ class Session:
         return found
 
 
-def requests_of(params_list: Sequence[Any]) -> tuple[list[NetworkRequest], list[str]]:
+def requests_of(tags: Sequence[Items]) -> tuple[list[NetworkRequest], list[str]]:
     """The WebUI's parsed tags as requests, and what is wrong with the others, in sentences."""
     requests, problems = [], []
-    for params in params_list:
-        tag = f"<lora:{':'.join(str(item) for item in params.items)}>"
+    for items in tags:
+        tag = f"<lora:{':'.join(str(item) for item in items)}>"
         _, found, wrong = network_requests(tag)
         requests += found
         problems += [problem.message for problem in wrong]
@@ -156,36 +201,67 @@ def requests_of(params_list: Sequence[Any]) -> tuple[list[NetworkRequest], list[
 def activate(session: Session, p: Any, params_list: Sequence[Any], options: Any) -> None:
     """Brings the networks of a batch into force; says at the picture what could not be.
 
-    `p` is the WebUI's StableDiffusionProcessing, `options` its settings. Never raises for a
-    network that is missing or does not fit: the others still apply.
+    `p` is the WebUI's StableDiffusionProcessing, `options` its settings. Each picture gets what its
+    own prompt asks for. Never raises for a network that is missing or does not fit: the others
+    still apply.
     """
     from extensions_lib.hosts.networks import Applied
 
-    added = getattr(options, "sd_lora", "None")
-    weight = getattr(options, "extra_networks_default_multiplier", 1.0)
-    tags = with_default(p, list(params_list), NAMES[0], added, weight)
-    requests, messages = requests_of(tags)
-    applied = Applied()
-    if requests:
-        _clean_up_at_the_end(session, p)
+    read = [requests_of(tags) for tags in _tags(p, params_list, options)]
+    pictures = [requests for requests, _ in read]
+    messages = list(dict.fromkeys(text for _, said in read for text in said))
+    applied = [Applied() for _ in pictures]
+    if any(pictures):
+        at_the_end(p, "networks", session.park)
         try:
             hires = bool(getattr(p, "is_hr_pass", False))
-            applied = session.apply(p.sd_model, requests, hires=hires)
+            sampling = _sampling(p, len(pictures), hires=hires)
+            applied = session.apply(p.sd_model, pictures, hires=hires, sampling=sampling)
         except CrucibleError as error:
             messages.append(str(error))
     else:
         session.park()
-    messages += applied.messages
-    prepared = prepare(session, p, applied.bundled)
+    messages += [text for each in applied for text in each.messages]
+    prepared = prepare(session, p, {k: v for each in applied for k, v in each.bundled.items()})
     messages += prepared.messages
-    if session.text_changed(applied) or prepared.changed:
+    texts = [each.text_identity for each in applied]
+    if session.text_changed(tuple(texts) if len(set(texts)) > 1 else texts[0]) or prepared.changed:
         _forget_conditions(p)
+    encode_apart(p, texts, session.encode_for)
     if getattr(options, "lora_add_hashes_to_infotext", True):
-        _note_hashes(p, applied)
+        _note_hashes(p, [each.hashes for each in applied])
     for message in messages:
         log.warning(message)
         if message not in getattr(p, "comments", {}):
             p.comment(message)
+
+
+def _tags(p: Any, params_list: Sequence[Any], options: Any) -> list[list[Items]]:
+    """The tags of each picture of the batch; one entry where they are the same for all."""
+    first = [list(params.items) for params in params_list]
+    each = tags_of_each(p, first, NAMES) or [first]
+    added = getattr(options, "sd_lora", "None")
+    weight = getattr(options, "extra_networks_default_multiplier", 1.0)
+    more = with_default(p, list(params_list), NAMES[0], added, weight)[len(first) :]
+    for tags in each:
+        tags += [list(m.items) for m in more if all(t[0] != m.items[0] for t in tags)]
+    return each if any(sorted(tags) != sorted(each[0]) for tags in each) else each[:1]
+
+
+def _sampling(p: Any, pictures: int, *, hires: bool) -> Sampling | None:
+    """What the WebUI is about to sample, as far as it has been said."""
+    from extensions_lib.hosts.networks import Sampling
+
+    steps = getattr(p, "steps", None)
+    width, height = getattr(p, "width", 0), getattr(p, "height", 0)
+    if hires:
+        steps = getattr(p, "hr_second_pass_steps", 0) or steps
+        width = getattr(p, "hr_upscale_to_x", 0) or width
+        height = getattr(p, "hr_upscale_to_y", 0) or height
+    if not steps or not width or not height:
+        return None
+    count = max(pictures, getattr(p, "batch_size", 1))
+    return Sampling(int(steps), 2 * count, max(1, width * height // 64))
 
 
 def with_default(p: Any, params_list: list[Any], kind: str, added: Any, weight: Any) -> list[Any]:
@@ -198,17 +274,22 @@ def with_default(p: Any, params_list: list[Any], kind: str, added: Any, weight: 
     return [*params_list, extra_networks.ExtraNetworkParams(items=[added, weight])]
 
 
-def _clean_up_at_the_end(session: Session, p: Any) -> None:
-    """An order that fails or is stopped is closed too, but its `deactivate` is never called."""
-    if getattr(p, "crucible_cleans_up", False):
+def at_the_end(p: Any, name: str, act: Callable[[], object]) -> None:
+    """Has `act` called when an order is closed, once for each name.
+
+    One that fails or is stopped is closed too, but its `deactivate` is never called.
+    """
+    mark = f"crucible_clears_{name}"
+    if getattr(p, mark, False):
         return
     close: Callable[[], Any] = p.close
 
     def clean_up() -> Any:
-        session.park()
+        act()
         return close()
 
-    p.close, p.crucible_cleans_up = clean_up, True
+    p.close = clean_up
+    setattr(p, mark, True)
 
 
 def _forget_conditions(p: Any) -> None:
@@ -219,15 +300,27 @@ def _forget_conditions(p: Any) -> None:
             cache[0] = None
 
 
-def _note_hashes(p: Any, applied: Applied) -> None:
+def _note_hashes(p: Any, pictures: Sequence[Mapping[str, str]]) -> None:
+    """Puts the hashes of each picture's networks into its infotext."""
     from extensions_lib.prompts.infotext import write_hashes
 
     # The second pass of a hires fix adds its own to those of the first.
-    if not getattr(p, "is_hr_pass", False) or not hasattr(p, "lora_hashes"):
-        p.lora_hashes = {}
-    p.lora_hashes.update(applied.hashes)
-    if p.lora_hashes:
-        p.extra_generation_params["Lora hashes"] = write_hashes(p.lora_hashes)
+    again = getattr(p, "is_hr_pass", False) and hasattr(p, "crucible_hashes")
+    kept: Hashes = p.crucible_hashes if hasattr(p, "crucible_hashes") else Hashes()
+    p.crucible_hashes = kept
+    size = max(len(pictures), getattr(p, "batch_size", 1))
+    first = getattr(p, "iteration", 0) * getattr(p, "batch_size", 1)
+    for place in range(size):
+        own = pictures[place] if len(pictures) > 1 else pictures[0]
+        kept.of[first + place] = {**(kept.of.get(first + place, {}) if again else {}), **own}
+    batch = [kept.of[first + place] for place in range(size)]
+    p.lora_hashes = {name: short for each in batch for name, short in each.items()}
+    if any(each != batch[0] for each in batch):
+        p.extra_generation_params["Lora hashes"] = kept
+    elif batch[0]:
+        p.extra_generation_params["Lora hashes"] = write_hashes(batch[0])
+    else:
+        p.extra_generation_params.pop("Lora hashes", None)
 
 
 def take_over(session: Session) -> None:

@@ -10,7 +10,8 @@ none of the name, or another. Those that came inside networks leave it after the
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -181,6 +182,17 @@ class _Database:
 
     def remove(self, name: str) -> None:
         self._db.register_embedding_by_name(None, *self._model, name)
+
+    @contextmanager
+    def lent(self, name: str, embedding: Embedding) -> Iterator[None]:
+        """While it lasts, the name means this embedding, whose vectors gradients reach."""
+        before = self._db.word_embeddings.get(name)
+        theirs = _theirs(name, embedding, "")
+        self._db.register_embedding_by_name(theirs, *self._model, name)
+        try:
+            yield
+        finally:
+            self._db.register_embedding_by_name(before, *self._model, name)
 
 
 def _same(theirs: Any, embedding: Embedding) -> bool:

@@ -90,7 +90,7 @@ def _order(request: GenerationRequest, shared: Any) -> dict[str, Any]:
         size = {"width": request.width, "height": request.height}
     return {
         "sd_model": shared.sd_model,
-        "prompt": request.prompt,
+        "prompt": list(request.prompts) or request.prompt,
         "negative_prompt": request.negative,
         "steps": request.steps,
         "sampler_name": request.sampler,

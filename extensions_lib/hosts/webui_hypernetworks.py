@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from extensions_lib.errors import NetworkProblem
-from extensions_lib.hosts.webui import with_default
+from extensions_lib.hosts.webui import at_the_end, with_default
 from extensions_lib.prompts.tags import network_requests
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class WebUIHypernetworks:
             _, found, wrong = network_requests(tag)
             requests += found
             messages += [problem.message for problem in wrong]
-        self._clean_up_at_the_end(p)
+        at_the_end(p, "hypernetworks", self.clear)
         try:
             messages += self._on(p.sd_model).apply(requests)
         except NetworkProblem as problem:
@@ -73,18 +73,6 @@ class WebUIHypernetworks:
             self._of = weakref.ref(sd_model)
         found: HypernetworkTags = getattr(sd_model, _OURS)
         return found
-
-    def _clean_up_at_the_end(self, p: Any) -> None:
-        """An order that fails or is stopped is closed, but its `deactivate` is never called."""
-        if getattr(p, "crucible_clears_hypernetworks", False):
-            return
-        close: Callable[[], Any] = p.close
-
-        def clean_up() -> Any:
-            self.clear()
-            return close()
-
-        p.close, p.crucible_clears_hypernetworks = clean_up, True
 
 
 def take_over(session: Session, cache: Path) -> WebUIHypernetworks:

@@ -2,26 +2,32 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from extensions_lib.patching.attach import Attached, Buffers, Recipe, write
-from extensions_lib.patching.plan import Model, Planner, Wanted, combined, identity
+from extensions_lib.patching.layout import Layout, Model
+from extensions_lib.patching.plan import Planner
+from extensions_lib.patching.room import Room
+from extensions_lib.patching.unmerged import Unmerged
+from extensions_lib.patching.wanted import Wanted, combined, identity
 
 
 @dataclass
 class ApplyReport:
-    """What is in force now: `layers` parameters, `changed` of them put in or taken out just now.
+    """What is in force now: on `layers` parameters, of which `changed` were put in or out just now.
 
-    `unfit` has a line for each layer of a network that was left out whole, and why.
+    A layer that has networks beside it counts as one. `unfit` has a line for each layer of a
+    network that was left out whole, and why; `notes` are sentences on the rest.
     """
 
     networks: list[str] = field(default_factory=list)
     layers: int = 0
     changed: int = 0
     unfit: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -32,17 +38,24 @@ class ActiveSet:
     it before it loads other weights into the same modules. Changes take effect between forward
     passes: call from the thread that samples, or hold the host's lock. Calls exclude one another.
 
-    Memory: each touched weight exists twice. What a set no longer needs is freed when the next
-    non-empty set is applied; `clear` keeps the memory for that, `release` frees all of it. `park`
-    also keeps the merged weights themselves, so that the same set comes back without computing.
+    Networks are merged into the weights, or computed beside them where `choice` says so. Pictures
+    of one batch may have sets of their own (`wanted.together`): then `rows` is told before each
+    pass of the UNet.
+
+    Memory: each touched weight exists twice; `room` says where the clean one lies meanwhile. What a
+    set no longer needs is freed when the next non-empty set is applied; `clear` keeps the memory
+    for that, `release` frees all of it. `park` also keeps the merged weights themselves, so that
+    the same set comes back without computing; not those whose memory the originals need.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, room: Room | None = None) -> None:
         self._planner = Planner(model)
+        self._room = room or Room()
         self._lock = threading.Lock()
         self._attached: dict[tuple[int, str], Attached] = {}
         self._parked: dict[tuple[int, str], Attached] = {}
         self._buffers = Buffers()
+        self._unmerged = Unmerged(self._merged, lambda each: self._buffers.give(each.stand_in))
         self._wanted: list[Wanted] = []
         self._report = ApplyReport()
 
@@ -52,6 +65,11 @@ class ActiveSet:
         The same network twice adds up, the order does not matter, and a multiplier of 0 leaves that
         part alone. If anything fails, every base tensor is back in place and the error is raised.
         """
+        return self._apply(wanted, self._planner.layout)
+
+    def _apply(
+        self, wanted: Sequence[Wanted], plan: Callable[[Sequence[Wanted]], Layout]
+    ) -> ApplyReport:
         started = time.perf_counter()
         # A host may call from inference mode; tensors made there could not be written to later.
         with self._lock, torch.inference_mode(False), torch.no_grad():
@@ -59,19 +77,28 @@ class ActiveSet:
             if identity(wanted) == identity(self._wanted):
                 return replace(self._report, changed=0, seconds=time.perf_counter() - started)
             try:
-                changed, unfit = self._change_to(wanted)
+                changed, unfit = self._change_to(wanted, plan(wanted))
             except BaseException:
                 self._clear()
                 raise
             names = [each.network.name for each in wanted]
             self._wanted = wanted
-            self._report = ApplyReport(names, len(self._attached), changed, unfit)
+            layers = len(self._attached) + len(self._unmerged)
+            self._report = ApplyReport(names, layers, changed, unfit)
             self._report.seconds = time.perf_counter() - started
             return self._report
 
     def change(self, wanted: Sequence[Wanted]) -> None:
-        """Apply, between two steps of sampling."""
+        """Apply, between two steps of sampling: nothing but weights has changed on the way."""
+        self._apply(wanted, self._planner.next_layout)
+
+    def encode(self, wanted: Sequence[Wanted]) -> None:
+        """Apply, between two texts to be encoded, with other weights on the text encoders alone."""
         self.apply(wanted)
+
+    def rows(self, pictures: Sequence[int]) -> None:
+        """Say of which picture, from 0, each sample is that the UNet is asked about next."""
+        self._unmerged.rows.set(pictures)
 
     def clear(self) -> None:
         """Put every original parameter object back; the memory is kept for the next set."""
@@ -84,16 +111,14 @@ class ActiveSet:
         Between two pictures the model is then clean for whoever else uses it. Applying the same
         set again costs no computing, unless the base weights have changed in the meantime.
         """
-        with self._lock:
-            for attached in self._attached.values():
-                attached.put_back()
-            for place in list(self._attached):
-                attached = self._attached.pop(place)
-                with torch.inference_mode(False), torch.no_grad():
-                    attached.follow()
-                attached.park()
-                self._parked[place] = attached
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            leaving = self._leave()
+            self._unmerged.park()
             self._wanted, self._report = [], ApplyReport()
+            for attached in leaving:
+                if attached.come_back():
+                    attached.park()
+                    self._parked[attached.place] = attached
 
     def release(self) -> None:
         """Clear, and free the memory."""
@@ -105,37 +130,58 @@ class ActiveSet:
     def nbytes(self) -> int:
         """Bytes of merged weights, in force or kept."""
         merged = [*self._attached.values(), *self._parked.values()]
-        return sum(each.stand_in.nbytes for each in merged) + self._buffers.nbytes
+        total = sum(each.stand_in.nbytes for each in merged)
+        return total + self._unmerged.nbytes + self._buffers.nbytes
 
     def _clear(self) -> None:
-        # All objects first: that cannot fail, where moving one to another device can.
-        for attached in self._attached.values():
-            attached.put_back()
+        leaving = self._leave()
         self._planner.keep_moved([])
         self._wanted, self._report = [], ApplyReport()
-        for place in list(self._attached):
-            self._detach(place)
+        self._unmerged.clear()
         self._give_up_parked()
+        for attached in leaving:
+            self._come_back(attached)
+
+    def _leave(self) -> list[Attached]:
+        """Puts every original object back; gives what was in force, which is no longer known here.
+
+        That cannot fail, where moving an original to another device afterwards can.
+        """
+        leaving = list(self._attached.values())
+        for attached in leaving:
+            attached.put_back()
+            self._room.leave(attached)
+        self._unmerged.take_out()
+        self._attached = {}
+        return leaving
+
+    def _come_back(self, attached: Attached) -> None:
+        if attached.come_back():
+            self._buffers.give(attached.stand_in)
 
     def _give_up_parked(self) -> None:
         for attached in self._parked.values():
             self._buffers.give(attached.stand_in)
         self._parked.clear()
 
-    def _change_to(self, wanted: Sequence[Wanted]) -> tuple[int, list[str]]:
-        recipes, unfit = self._planner.recipes(wanted)
-        gone = self._attached.keys() - recipes.keys()
-        for place in gone:
-            self._detach(place)
-        changed = len(gone)
-        for place in self._parked.keys() - recipes.keys():
-            self._buffers.give(self._parked.pop(place).stand_in)
-        for recipe in recipes.values():
+    def _change_to(self, wanted: Sequence[Wanted], layout: Layout) -> tuple[int, list[str]]:
+        changed = self._make_room(layout)
+        for recipe in layout.recipes.values():
             changed += self._attach(recipe)
-        if recipes:
+        changed += self._unmerged.bring(layout)
+        if layout.recipes or layout.groups:
             self._buffers.empty()
         self._planner.keep_moved(wanted)
-        return changed, unfit
+        return changed, layout.unfit
+
+    def _make_room(self, layout: Layout) -> int:
+        """Puts back what the layout leaves alone, and frees what was parked for it."""
+        gone = self._attached.keys() - layout.recipes.keys()
+        for place in gone:
+            self._detach(place)
+        for place in self._parked.keys() - layout.recipes.keys():
+            self._buffers.give(self._parked.pop(place).stand_in)
+        return len(gone) + self._unmerged.take_out_others(layout)
 
     def _attach(self, recipe: Recipe) -> bool:
         """Bring one parameter to its recipe; whether there was anything to do."""
@@ -144,25 +190,34 @@ class ActiveSet:
             return False
         parked = self._parked.pop(recipe.place, None)
         if parked is not None and parked.signature == recipe.signature and parked.still_true():
-            self._attached[recipe.place] = parked
-            parked.put_in()
+            self._put_in(parked)
             return True
         if parked is not None:
             self._buffers.give(parked.stand_in)
         if attached is None:
-            original, absent = recipe.original()
-            stand_in = self._buffers.take(original)
-            attached = Attached(recipe.module, recipe.name, original, stand_in, absent=absent)
+            self._put_in(self._merged(recipe))
+            return True
         attached.follow()
         write(attached.stand_in, attached.base, recipe)
         attached.signature = recipe.signature
-        self._attached[recipe.place] = attached
-        attached.put_in()
         return True
 
+    def _put_in(self, attached: Attached) -> None:
+        self._attached[attached.place] = attached
+        attached.put_in()
+        self._room.settle(attached)
+
+    def _merged(self, recipe: Recipe) -> Attached:
+        """A merged weight, not yet in its module, where the original lies."""
+        original, absent = recipe.original()
+        stand_in = self._buffers.take(original)
+        attached = Attached(recipe.module, recipe.name, original, stand_in, absent=absent)
+        write(stand_in, attached.base, recipe)
+        attached.signature = recipe.signature
+        return attached
+
     def _detach(self, place: tuple[int, str]) -> None:
-        attached = self._attached[place]
+        attached = self._attached.pop(place)
         attached.put_back()
-        del self._attached[place]
-        attached.follow()
-        self._buffers.give(attached.stand_in)
+        self._room.leave(attached)
+        self._come_back(attached)

@@ -4,6 +4,7 @@ The base is never written to. A merged weight is a Parameter of its own: attachi
 into the module, detaching puts the very same original object back.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,17 +62,22 @@ class Attached:
     signature: list[tuple[object, ...]] = field(default_factory=list)
     base_version: int | None = None
     absent: bool = False  # the module itself has none: the original is zeros of our own
+    aside: bool = False  # the original waits in host memory
+    counted: int = 0  # bytes of the original that `Room` counts as staying
+
+    @property
+    def place(self) -> tuple[int, str]:
+        """As its recipe has it."""
+        return id(self.module), self.name
 
     @property
     def base(self) -> Tensor:
-        """What is merged into: the original, or the finer copy that a host keeps beside it.
-
-        AUTOMATIC1111's WebUI keeps `fp16_weight` on a module whose weight it stores in fp8.
-        """
-        finer = getattr(self.module, f"fp16_{self.name}", None)
-        if isinstance(finer, Tensor) and finer.shape == self.original.shape:
-            return finer.to(self.original.device)
-        return self.original
+        """What is merged into: the original, or the finer copy that a host keeps beside it."""
+        better = finer(self.module, self.name, self.original)
+        if better is None and not self.aside:
+            return self.original
+        there = self.stand_in
+        return better.to(there.device) if better is not None else self.original.to(there)
 
     def put_in(self) -> None:
         self.module._parameters[self.name] = self.stand_in
@@ -82,8 +88,30 @@ class Attached:
     def follow(self) -> None:
         """Take the original to where the host has moved the model in the meantime."""
         here, there = self.original, self.stand_in
-        if here.device != there.device or here.dtype != there.dtype:
+        if not self.aside and (here.device != there.device or here.dtype != there.dtype):
             self.original.data = here.data.to(there.device, there.dtype)
+
+    def set_aside(self, copy: Callable[[Tensor], Tensor]) -> None:
+        """Take the original to where `copy` makes one of it."""
+        self.original.data = copy(self.original.data)
+        self.aside = True
+
+    def come_back(self) -> bool:
+        """Take the original to where the model is; whether the stand-in still has its own memory.
+
+        One that was set aside takes over the stand-in's memory, so that none is needed.
+        """
+        if self.aside:
+            self.original.data = self.stand_in.data.copy_(self.original.data)
+            self.aside = False
+            return False
+        self.follow()
+        return True
+
+    def lead(self) -> None:
+        """Take the stand-in, which is not in the module, to where the host has moved the model."""
+        if self.stand_in.device != self.original.device:
+            self.stand_in.data = self.stand_in.data.to(self.original.device)
 
     def park(self) -> None:
         """Note the state of the original, by which `still_true` tells later whether it changed."""
@@ -102,6 +130,15 @@ class Attached:
             and self.base_version == _version(here)
             and (here.device, here.dtype) == (there.device, there.dtype)
         )
+
+
+def finer(module: nn.Module, name: str, original: Tensor) -> Tensor | None:
+    """A finer copy of a parameter, where its host keeps one.
+
+    AUTOMATIC1111's WebUI keeps `fp16_weight` on a module whose weight it stores in fp8.
+    """
+    found = getattr(module, f"fp16_{name}", None)
+    return found if isinstance(found, Tensor) and found.shape == original.shape else None
 
 
 def _version(tensor: Tensor) -> int | None:

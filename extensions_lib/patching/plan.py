@@ -2,97 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from extensions_lib.adapters.base import Adapter, AdapterError
 from extensions_lib.adapters.full import Full
-from extensions_lib.patching.attach import Recipe, Rows
+from extensions_lib.patching.attach import finer
+from extensions_lib.patching.choice import Layer, Share, beside, positions
+from extensions_lib.patching.layout import Groups, Layout, Model, Part, Place, Recipes, Side, add
+from extensions_lib.patching.rows import is_zero
+from extensions_lib.patching.side_path import can_carry
+from extensions_lib.patching.wanted import Wanted
 
 ShapeOf = Callable[["Tensor | None"], "tuple[int, ...] | str"]
-
-
-class Model(Protocol):
-    """What is asked of a loaded model: its layers by canonical name (models.LoadedModel).
-
-    A value of `layers` may say `transposed`; `layer` gives the module, the name of its parameter
-    and the layer's rows in it, or raises KeyError.
-    """
-
-    @property
-    def layers(self) -> Mapping[str, Any]: ...
-
-    def layer(self, canonical: str) -> tuple[nn.Module, str, slice | None]: ...
-
-
-class Source(Protocol):
-    """What is asked of a network: `key` is the identity of its content, not its name.
-
-    Keys are hashable and have an order among themselves, e.g. (path, size, time).
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def key(self) -> Any: ...
-
-    @property
-    def adapters(self) -> Mapping[str, Adapter]: ...
-
-
-@dataclass(frozen=True)
-class Shares:
-    """How much of a network's multiplier each layer has: 1 where `of` does not name it.
-
-    `key` stands for the whole: shares with one key are the same. Keys have an order.
-    """
-
-    key: tuple[object, ...]
-    of: Mapping[str, float] = field(compare=False)
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A network, its multipliers for text encoders and UNet, and the ranks kept (None: all)."""
-
-    network: Source
-    te: float = 1.0
-    unet: float = 1.0
-    dyn: int | None = None
-    shares: Shares | None = None
-
-    def multiplier(self, canonical: str) -> float:
-        whole = self.te if canonical.startswith("te") else self.unet
-        return whole if self.shares is None else whole * self.shares.of.get(canonical, 1.0)
-
-    @property
-    def part(self) -> tuple[Any, int, str]:
-        """What of which network: those that agree in it add up, and it gives them an order."""
-        shares = "" if self.shares is None else repr(self.shares.key)
-        return self.network.key, -1 if self.dyn is None else self.dyn, shares
-
-
-def combined(wanted: Iterable[Wanted]) -> list[Wanted]:
-    """Each network once, its multipliers added up, those with none left out, in canonical order."""
-    groups: dict[tuple[Any, int, str], list[Wanted]] = {}
-    for each in wanted:
-        groups.setdefault(each.part, []).append(each)
-    sums = (
-        # fsum rounds once, so the order of the parts cannot show.
-        replace(group[0], te=math.fsum(w.te for w in group), unet=math.fsum(w.unet for w in group))
-        for _, group in sorted(groups.items(), key=lambda item: item[0])
-    )
-    return [each for each in sums if each.te != 0 or each.unet != 0]
-
-
-def identity(wanted: Iterable[Wanted]) -> list[tuple[object, ...]]:
-    """What tells one set of networks from another."""
-    return [(*each.part, each.te, each.unet) for each in wanted]
 
 
 def plain_shape(weight: Tensor | None) -> tuple[int, ...] | str:
@@ -104,48 +30,153 @@ def plain_shape(weight: Tensor | None) -> tuple[int, ...] | str:
 
 
 class Planner:
-    """Turns wanted networks into recipes on `model`.
+    """Turns wanted networks into a layout on `model`.
 
     `shape_of` gives the shape that a parameter in memory stands for, or says in words why nothing
-    can be added to it; a host that packs weights into other types has its own.
+    can be added to it; a host that packs weights into other types has its own. `device` names the
+    type of device that samples, where weights may lie elsewhere before that.
     """
 
-    def __init__(self, model: Model, shape_of: ShapeOf = plain_shape) -> None:
-        self._model, self._shape_of = model, shape_of
+    def __init__(
+        self,
+        model: Model,
+        shape_of: ShapeOf = plain_shape,
+        device: Callable[[], str] | None = None,
+    ) -> None:
+        self._model, self._shape_of, self._device = model, shape_of, device
         self._places: dict[str, Place] = {}
         # Adapters on the device of their layer, as long as their network is wanted.
         self._moved: dict[tuple[Any, str], Adapter] = {}
+        self._ranks: dict[tuple[Any, ...], int | None] = {}
+        self._last: tuple[list[Wanted], list[_Touched], Layout] | None = None
 
-    def recipes(self, wanted: Sequence[Wanted]) -> tuple[dict[tuple[int, str], Recipe], list[str]]:
-        """What each touched parameter is to become, and what does not fit the model."""
-        recipes: dict[tuple[int, str], Recipe] = {}
-        unfit: list[str] = []
-        for each in wanted:
+    def layout(self, wanted: Sequence[Wanted]) -> Layout:
+        """What each touched layer is to become, and what does not fit the model."""
+        layout = Layout()
+        layers = self._layers(wanted, layout.unfit)
+        for layer in layers.values():
+            layer.aside = self._aside(layer)
+            self._put(layer, layout)
+        for recipe in layout.recipes.values():
+            recipe.signature.sort(key=lambda part: str(part[0]))
+        self._last = list(wanted), list(layers.values()), layout
+        return layout
+
+    def next_layout(self, wanted: Sequence[Wanted]) -> Layout:
+        """The layout for the next step of a sampling.
+
+        Where nothing but weights on the UNet differs from the set before, what was decided for each
+        layer holds, and only layers of the networks whose weights differ are looked at.
+        """
+        if self._last is None or not _alike(self._last[0], wanted):
+            return self.layout(wanted)
+        before, layers, former = self._last
+        moved = {n for n, (a, b) in enumerate(zip(before, wanted, strict=True)) if a.unet != b.unet}
+        layout = Layout(
+            dict(former.recipes), dict(former.sides), dict(former.groups), list(former.unfit)
+        )
+        for layer in layers:
+            if moved.isdisjoint(layer.of) or layer.canonical.startswith("te"):
+                continue
+            if layer.place.part != slice(None):  # another layer has a share in the parameter
+                return self.layout(wanted)
+            layer.parts = [
+                part.at(wanted[n].multiplier(layer.canonical))
+                for n, part in zip(layer.of, layer.parts, strict=True)
+            ]
+            layout.forget(layer.place)
+            self._put(layer, layout)
+        self._last = list(wanted), layers, layout
+        return layout
+
+    def _layers(self, wanted: Sequence[Wanted], unfit: list[str]) -> dict[str, _Touched]:
+        """What each layer gets from each network."""
+        layers: dict[str, _Touched] = {}
+        for number, each in enumerate(wanted):
             if each.dyn is not None and each.dyn < 1:
                 unfit.append(f"{each.network.name}: dyn={each.dyn} keeps no rank of it")
                 continue
             for canonical, adapter in each.network.adapters.items():
                 multiplier = each.multiplier(canonical)
-                if multiplier == 0:
+                course = None if canonical.startswith("te") else each.course
+                if is_zero(multiplier) and course is None:
                     continue
                 if problem := self._problem(canonical, adapter):
                     unfit.append(f"{each.network.name}: {canonical}: {problem}")
                     continue
-                place = self._places[canonical]
+                place, bias = self._places[canonical], None
                 placed = self._placed(each, canonical, adapter)
-                signed = (canonical, each.network.key, each.dyn, multiplier)
-                if adapter.changes_weight:
-                    _recipe(recipes, place).add(place.rows, placed, multiplier, signed)
                 if adapter.changes_bias:
                     try:
                         bias = _bias(place, placed)
                     except AdapterError as error:
                         unfit.append(f"{each.network.name}: {canonical}: {error}")
-                        continue
-                    _recipe(recipes, place.bias).add(place.rows, bias, multiplier, signed)
-        for recipe in recipes.values():
-            recipe.signature.sort(key=lambda part: str(part[0]))
-        return recipes, unfit
+                signed = (canonical, each.network.key, each.dyn)
+                touched = layers.setdefault(canonical, _Touched(canonical, place))
+                touched.parts.append(Part(placed, bias, multiplier, course, signed))
+                touched.of.append(number)
+        return layers
+
+    def _put(self, layer: _Touched, layout: Layout) -> None:
+        """Adds a layer to the layout, as it was decided for each of its parts."""
+        place, pairs = layer.place, list(zip(layer.parts, layer.aside, strict=True))
+        chosen, merged = [p for p, apart in pairs if apart], [p for p, apart in pairs if not apart]
+        if chosen:
+            layout.sides[id(place.module)] = Side(place, self._shape(place), chosen)
+        if not any(isinstance(part.multiplier, tuple) for part in merged):
+            add(layout.recipes, place, merged, 0)
+            return
+        pictures = []
+        count = max(len(p.multiplier) for p in merged if isinstance(p.multiplier, tuple))
+        for picture in range(count):
+            own: Recipes = {}
+            add(own, place, merged, picture)
+            pictures.append({recipe.name: recipe for recipe in own.values()})
+        layout.groups[id(place.module)] = Groups.of_pictures(place.module, pictures)
+
+    def _aside(self, touched: _Touched) -> list[bool]:
+        """For each part whether it is computed beside the layer."""
+        canonical, place, parts = touched.canonical, touched.place, touched.parts
+        differing = any(part.course or isinstance(part.multiplier, tuple) for part in parts)
+        if not differing and not _coarse(place):
+            return [False] * len(parts)  # the commonest case is not worth a question
+        shape = self._shape(place)
+        able = place.rows == (0, shape[0]) and not place.transposed
+        able = able and can_carry(place.module, place.name)
+        course = next((part.course for part in parts if part.course), None)
+        layer = Layer(
+            shape,
+            able,
+            _coarse(place),
+            1 if course is None else positions(canonical, self._levels, course),
+            self._device() if self._device else place.device,
+        )
+        shares = [
+            Share(self._rank(part, shape), part.course, isinstance(part.multiplier, tuple))
+            for part in parts
+        ]
+        return beside(layer, shares)
+
+    @cached_property
+    def _levels(self) -> int:
+        """Resolutions of the UNet."""
+        blocks = (name.split(".")[2] for name in self._model.layers if ".down_blocks." in name)
+        return 1 + max((int(number) for number in blocks if number.isdigit()), default=0)
+
+    def _rank(self, part: Part, shape: tuple[int, ...]) -> int | None:
+        """Ranks of its low-rank form, 0 for a bias alone, None where there is no such form."""
+        if not part.adapter.changes_weight:
+            return 0
+        if part.signed not in self._ranks:
+            factors = part.adapter.low_rank(shape)
+            self._ranks[part.signed] = None if factors is None else len(factors.down)
+        return self._ranks[part.signed]
+
+    def _shape(self, place: Place) -> tuple[int, ...]:
+        """As it lies in memory; it is known to have one."""
+        shape = self._shape_of(place.weight)
+        assert not isinstance(shape, str)
+        return shape
 
     def _problem(self, canonical: str, adapter: Adapter) -> str | None:
         """Why this adapter cannot be put on the model, None if it can; finds the layer's place."""
@@ -174,15 +205,33 @@ class Planner:
     def keep_moved(self, wanted: Sequence[Wanted]) -> None:
         """Forget what was copied to other devices for networks that are no longer wanted."""
         keys = {each.network.key for each in wanted}
+        self._last = self._last if keys else None
         self._moved = {at: adapter for at, adapter in self._moved.items() if at[0] in keys}
+        self._ranks = {at: rank for at, rank in self._ranks.items() if at[1] in keys}
 
 
-def _recipe(recipes: dict[tuple[int, str], Recipe], place: Place) -> Recipe:
-    at = (id(place.module), place.name)
-    return recipes.setdefault(at, Recipe(place.module, place.name, place.transposed))
+@dataclass
+class _Touched:
+    """A layer that networks touch: `of` has the number of the wanted network of each part."""
+
+    canonical: str
+    place: Place
+    parts: list[Part] = field(default_factory=list)
+    of: list[int] = field(default_factory=list)
+    aside: list[bool] = field(default_factory=list)
 
 
-def _bias(place: Place, adapter: Adapter) -> Adapter:
+def _alike(before: Sequence[Wanted], now: Sequence[Wanted]) -> bool:
+    """Whether two sets touch the same layers in the same ways."""
+    return len(before) == len(now) and all(
+        (a.part, a.te, a.course) == (b.part, b.te, b.course)
+        and isinstance(a.unet, tuple) == isinstance(b.unet, tuple)
+        and (a.course is not None or is_zero(a.unet) == is_zero(b.unet))
+        for a, b in zip(before, now, strict=True)
+    )
+
+
+def _bias(place: Place, adapter: Adapter) -> Full:
     """What the adapter does to the layer's bias, as a change of that parameter."""
     bias = place.bias.weight
     own = None if bias is None else bias.detach()[slice(*place.rows)]
@@ -191,34 +240,9 @@ def _bias(place: Place, adapter: Adapter) -> Adapter:
     return Full(diff=change)
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a layer's weight is: a parameter of a module, or a part of its rows."""
-
-    module: nn.Module
-    name: str
-    part: slice
-    transposed: bool
-    rows: Rows = (0, 0)
-
-    @classmethod
-    def find(cls, model: Model, canonical: str) -> Place:
-        """Raises KeyError where the model has no such layer."""
-        transposed = bool(getattr(model.layers[canonical], "transposed", False))
-        module, name, part = model.layer(canonical)
-        return cls(module, name, part or slice(None), transposed)
-
-    def among(self, length: int) -> Place:
-        """With `rows` as numbers, in a weight of `length` rows."""
-        start, stop, _ = self.part.indices(length)
-        return self if self.rows == (start, stop) else replace(self, rows=(start, stop))
-
-    @property
-    def bias(self) -> Place:
-        """Where the layer's bias is, or would be."""
-        return replace(self, name=self.name.replace("weight", "bias"), transposed=False)
-
-    @property
-    def weight(self) -> nn.Parameter | None:
-        """What is there now, original or merged."""
-        return self.module._parameters.get(self.name)
+def _coarse(place: Place) -> bool:
+    """Whether the weight is stored in few bits, and nothing finer is kept beside it."""
+    weight = place.weight
+    if weight is None or (weight.is_floating_point() and weight.element_size() > 1):
+        return False
+    return finer(place.module, place.name, weight) is None

@@ -10,8 +10,12 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from extensions_lib.prompts.elements import Element
 
 BASE = "BASE"
 MIDDLE = "M00"
@@ -54,13 +58,25 @@ class BlockMistake(ValueError):
 
 @dataclass(frozen=True)
 class Blocks:
-    """Weights by block: BASE, IN00 …, M00, OUT00 …; a block that is not named has 1."""
+    """Weights by block: BASE, IN00 …, M00, OUT00 …; a block that is not named has 1.
 
-    weights: tuple[tuple[str, float], ...]
+    `elements` (prompts.elements) take the place of these weights where they cover a layer.
+    """
 
-    def of(self, block: str) -> float:
-        """The weight of one block."""
+    weights: tuple[tuple[str, float], ...] = ()
+    elements: tuple[Element, ...] = ()
+
+    def of(self, block: str, names: Iterable[str] = ()) -> float:
+        """The weight of one block, in it of a layer that goes by these names; "" for no block."""
+        for element in reversed(self.elements):
+            if element.covers(block, names):
+                return element.weight
         return dict(self.weights).get(block, 1.0)
+
+    @property
+    def key(self) -> tuple[tuple[str, float], ...]:
+        """What it says, to be compared and put in order."""
+        return (*self.weights, *((element.text, element.weight) for element in self.elements))
 
 
 def read_blocks(

@@ -6,8 +6,10 @@
     <lora:name:1:start=5:stop=15>            only in these steps; step=5-15 is the same
     <lora:name:1:hr=0.5>  hrte=  hrunet=     other weights in the hires pass
     <lora:name:1:lbw=MIDD>  in= mid= out=    weights by block (prompts.blocks)
+    <lora:name:1:lbwe=IN05-OUT05:attn:0>     and by element in them (prompts.elements)
     <lyco:…>                                 another spelling of <lora:…>
     <hypernet:name>  <hypernet:name:weight>
+    <lllite:name>  <lllite:name:weight>      curves, start=, stop=, step= and hr= too
 
 `te` weighs the text encoder (1 when not written), `unet` the UNet (as `te` when not written),
 `dyn` keeps the first ranks of a DyLoRA. The text encoder, which runs once before sampling, has the
@@ -19,16 +21,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from extensions_lib.prompts.blocks import BlockMistake, Blocks, read_blocks, read_sides
 from extensions_lib.prompts.curves import Curve, CurveMistake, constant, read_curve, read_place
+from extensions_lib.prompts.elements import read_elements
 
 _OPENING = re.compile(r"<(\w+):")
 _ALIASES = {"lyco": "lora"}
 _HIRES = ("hr", "hrte", "hrunet")
-_POSITIONS = {"lora": ("te", "unet", "dyn"), "hypernet": ("weight",)}
+_POSITIONS = {"lora": ("te", "unet", "dyn"), "hypernet": ("weight",), "lllite": ("weight",)}
+_OVER_STEPS = {"lora": _HIRES, "lllite": ("hr",)}  # kinds with weights over the steps
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ def _tag(prompt: str, kind: str, start: int, inside: int, end: int) -> NetworkTa
     name, *items = prompt[inside : end - 1].split(":")
     args: list[str] = []
     named: dict[str, str] = {}
-    for item in items:
+    for item in _whole_items(items):
         key, equals, value = item.partition("=")
         if equals and "=" not in value:
             named[key] = value
@@ -132,6 +136,19 @@ def _tag(prompt: str, kind: str, start: int, inside: int, end: int) -> NetworkTa
     return NetworkTag(
         kind, name, tuple(args), MappingProxyType(named), prompt[start:end], start, end
     )
+
+
+def _whole_items(items: list[str]) -> list[str]:
+    """The items of a tag; those of `lbwe=blocks:elements:weight,…` put together again."""
+    whole: list[str] = []
+    for item in items:
+        last = whole[-1] if whole else ""
+        open_ended = last.startswith("lbwe=") and last.rpartition(",")[2].count(":") < 2
+        if open_ended and "=" not in item:
+            whole[-1] = f"{last}:{item}"
+        else:
+            whole.append(item)
+    return whole
 
 
 class _TagMistake(Exception):
@@ -188,7 +205,7 @@ def _request(tag: NetworkTag) -> tuple[NetworkRequest, list[str]]:
     if kind not in _POSITIONS:
         return NetworkRequest(kind, tag.name, tag=tag.text), []
     keys = _POSITIONS[kind]
-    found, foreign = _arguments(tag, keys, _HIRES if kind == "lora" else ())
+    found, foreign = _arguments(tag, keys, _OVER_STEPS.get(kind, ()))
     plain = [key for key in keys if key != "dyn"]
     weights = {
         key: [_weight(tag, key, text) for text in found[key]][-1]
@@ -204,8 +221,8 @@ def _request(tag: NetworkTag) -> tuple[NetworkRequest, list[str]]:
             mistakes.append(f"dyn {text!r} is not a whole number above 0. It was ignored.")
     unet = weights.get("unet", te)
     plan = None
-    if kind == "lora":
-        plan = _plan(tag, te, unet, weights, foreign, mistakes)
+    if kind in _OVER_STEPS:
+        plan = _plan(tag, te, unet, weights, foreign, mistakes, by_block=kind == "lora")
     mistakes += [f"{text!r} has no meaning here. It was ignored." for text in foreign]
     first = (te.at(0, 1), unet.at(0, 1)) if plan is None else plan.weights(0, 1)
     return NetworkRequest(kind, tag.name, *first, dyn, tag.text, plan), mistakes
@@ -218,6 +235,8 @@ def _plan(
     weights: Mapping[str, Curve],
     foreign: list[str],
     mistakes: list[str],
+    *,
+    by_block: bool,
 ) -> Plan | None:
     """What the tag says beyond two numbers, taken out of `foreign`; None where it says no more."""
 
@@ -240,9 +259,15 @@ def _plan(
         mistakes.append(f"{mistake}. It was ignored.")
     blocks = None
     try:
-        blocks = _blocks(tag, taken)
+        blocks = _blocks(tag, taken) if by_block else None
     except (BlockMistake, CurveMistake) as mistake:
         mistakes.append(f"{mistake}. The network has one weight in all blocks.")
+    elements = taken("lbwe") if by_block else None
+    if elements is not None:
+        try:
+            blocks = replace(blocks or Blocks(), elements=read_elements(elements))
+        except BlockMistake as mistake:
+            mistakes.append(f"lbwe: {mistake}. It was ignored.")
     both = weights.get("hr")
     hr_te, hr_unet = weights.get("hrte", both), weights.get("hrunet", both)
     simple = te.constant and unet.constant and blocks is None
@@ -262,9 +287,9 @@ def _blocks(tag: NetworkTag, taken: Callable[[str], str | None]) -> Blocks | Non
 def network_requests(prompt: str) -> tuple[str, list[NetworkRequest], list[TagProblem]]:
     """The prompt without tags, the networks it asks for in order, and what is wrong with its tags.
 
-    Kinds: "lora" (also written "lyco") and "hypernet" with their weights; any other kind keeps its
-    name and default weights, for the caller to know or to refuse. A tag with a bad name or weight
-    is left out; any other bad argument is ignored. Each has a TagProblem.
+    Kinds: "lora" (also written "lyco"), "hypernet" and "lllite" with their weights; any other
+    kind keeps its name and default weights, for the caller to know or to refuse. A tag with a bad
+    name or weight is left out; any other bad argument is ignored. Each has a TagProblem.
     """
     text, tags = split_tags(prompt)
     requests: list[NetworkRequest] = []

@@ -14,6 +14,7 @@ from extensions_lib.files.cache import FileCache
 from extensions_lib.files.checkpoints import checkpoint_structure
 from extensions_lib.files.hashes import data_hash, legacy_hash, sha256_file, stated_hash
 from extensions_lib.files.keys import KNOWN
+from extensions_lib.files.lllite import is_lllite, lllite_facts, read_lllite
 from extensions_lib.files.model_configs import config_beside
 from extensions_lib.files.recognise import TITLES, NetworkFacts, facts_of, layers_of, strays
 from extensions_lib.files.safe import Header, is_pickle, read_any_header
@@ -53,6 +54,9 @@ def inspect(
 
 def _recognise(report: Report, header: Header) -> None:
     shapes = header.shapes
+    if is_lllite(shapes):
+        _lllite(report, shapes)
+        return
     facts = facts_of(shapes)
     if facts.layers or facts.problems or facts.embeddings or facts.foreign:
         _network(report, facts)
@@ -156,6 +160,24 @@ def _network(report: Report, facts: NetworkFacts) -> None:
             report.problems.append(wrong)
     report.alphas = dict(sorted(alphas.items()))
     _say_strays(report, network.adapters)
+
+
+def _lllite(report: Report, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    report.what = "ControlNet-LLLite"
+    facts = lllite_facts(shapes)
+    report.family = facts.family
+    report.unmatched, report.problems = facts.unmatched, facts.problems
+    sizes = ((facts.cond_dims, "picture"), (facts.mlp_dims, "hidden layer"))
+    report.details = [
+        f"{facts.layers} layers of the UNet: "
+        + ", ".join(f"{what} {' or '.join(map(str, dims))} wide" for dims, what in sizes if dims)
+    ]
+    try:
+        found = read_lllite(report.path)
+    except FileProblem as problem:
+        report.problems = [*facts.problems, str(problem)]
+    else:
+        report.problems = found.problems
 
 
 def _not_finite(layer: str, tensors: Mapping[str, Tensor]) -> str | None:

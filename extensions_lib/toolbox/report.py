@@ -8,7 +8,7 @@ from pathlib import Path
 
 from extensions_lib.models.families import Family
 
-_LISTED = 20  # lines of a long list in the text; the JSON has them all
+_LISTED = 20  # lines of a long list in the text, unless all are asked for; the JSON has them all
 _LONG = 200  # characters of one metadata value in the text
 
 
@@ -46,8 +46,9 @@ class Report:
         fields["family"] = self.family.value if self.family else None
         return json.dumps(fields, indent=2, ensure_ascii=False)
 
-    def text(self) -> str:
-        """Everything that matters, a line each; long lists are cut and say so."""
+    def text(self, *, everything: bool = False) -> str:
+        """Everything that matters, a line each; long lists are cut and say so, or are not cut."""
+        most = None if everything else _LISTED
         network = bool(self.kinds or self.matched)
         lines = [
             f"File:      {self.path}",
@@ -67,8 +68,10 @@ class Report:
                 f" {len(self.unmatched)} not known, {len(self.problems)} problems",
             ]
         lines += [f"{name + ': ':<11}{value}" for name, value in self.hashes.items()]
-        lines += _listed("Problems", self.problems) + _listed("Not known", self.unmatched)
-        lines += _listed("Notes", self.notes) + _listed("Embeddings in it", self.embeddings)
+        lines += _listed("Problems", self.problems, most)
+        lines += _listed("Not known", self.unmatched, most)
+        lines += _listed("Notes", self.notes, most)
+        lines += _listed("Embeddings in it", self.embeddings, most)
         lines += _listed(
             "Metadata", [f"{key}: {_cut(text)}" for key, text in sorted(self.metadata.items())], 200
         )
@@ -87,8 +90,9 @@ def _cut(text: str) -> str:
     return text if len(text) <= _LONG else f"{text[:_LONG]}… ({len(text)} characters)"
 
 
-def _listed(title: str, items: list[str], most: int = _LISTED) -> list[str]:
+def _listed(title: str, items: list[str], most: int | None) -> list[str]:
     if not items:
         return []
-    more = [f"  … and {len(items) - most} more"] if len(items) > most else []
+    cut = most is not None and len(items) > most
+    more = [f"  … and {len(items) - (most or 0)} more (--all)"] if cut else []
     return [f"{title}:", *(f"  {item}" for item in items[:most]), *more]

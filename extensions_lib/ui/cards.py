@@ -127,9 +127,11 @@ def folders_html(cards: Sequence[Card]) -> str:
     "" where no network lies in a subfolder.
     """
     counts: Counter[str] = Counter()
-    for card in cards:
-        below = PurePosixPath(card.folder)
-        counts.update(str(folder) for folder in (below, *below.parents) if folder.name)
+    for name, count in Counter(card.folder for card in cards).items():
+        below = PurePosixPath(name)
+        for folder in (below, *below.parents):
+            counts[str(folder)] += count if folder.name else 0
+    counts = +counts
     if not counts:
         return ""
     chips = "".join(

@@ -35,6 +35,11 @@ def lossless() -> dict[str, Any]:
     return {"format": "png"} if VERSION >= (4, 0) else {}
 
 
+def from_files() -> dict[str, Any]:
+    """Keyword of a picture that comes from a file or the clipboard, not from a camera."""
+    return {"sources": ["upload", "clipboard"]} if VERSION >= (4, 0) else {"source": "upload"}
+
+
 def tidied(every: int, older: int) -> dict[str, Any]:
     """Keyword of a page that deletes its copies of files; gradio 3 leaves them to the system."""
     return {"delete_cache": (every, older)} if VERSION >= (4, 0) else {}

@@ -1,6 +1,6 @@
 """What the browser asks for while a prompt is typed: names by kind, and presets of block weights.
 
-What completes with it is in javascript/completion.js and javascript/tag_editor.js.
+What completes with it is in javascript/completion.js, tag_editor.js and partners.js.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from extensions_lib.errors import FileProblem
+from extensions_lib.hosts.embeddings import PARTNERS
 from extensions_lib.prompts.blocks import LISTS, PRESETS
+from extensions_lib.prompts.elements import PRESETS as ELEMENTS
 from extensions_lib.ui.cards import preferred_weight
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class Sources:
     networks: Library
     hypernetworks: Library
     embeddings: Library
+    lllites: Library | None = None
 
 
 def row(name: str, entry: Entry) -> Row:
@@ -50,17 +53,37 @@ def row(name: str, entry: Entry) -> Row:
 
 def completions(sources: Sources) -> dict[str, Any]:
     """All there is to offer, by name. Broken files are left out: nothing can be done with them."""
-    networks, hypernetworks = sources.networks, sources.hypernetworks
-    for library in (networks, hypernetworks, sources.embeddings):
-        library.refresh()
+    networks, hypernetworks, lllites = sources.networks, sources.hypernetworks, sources.lllites
+    for library in (networks, hypernetworks, sources.embeddings, lllites):
+        if library is not None:
+            library.refresh()
     return {
         "lora": _rows(networks, networks.tag_name),
         "hypernet": _rows(hypernetworks, hypernetworks.tag_name),
-        # A picture goes by the name that it states, as in the WebUI.
-        "embedding": _rows(sources.embeddings, lambda entry: entry.alias or entry.name),
+        "lllite": [] if lllites is None else _rows(lllites, lllites.tag_name),
+        "embedding": _rows(sources.embeddings, _embedding_name),
+        "partners": partners(sources.embeddings),
         "presets": dict(PRESETS),
+        "elements": dict(ELEMENTS),
         "lists": {str(size): list(names) for size, names in LISTS.items()},
     }
+
+
+def _embedding_name(entry: Entry) -> str:
+    """A picture goes by the name that it states, as in the WebUI."""
+    return entry.alias or entry.name
+
+
+def partners(embeddings: Library) -> dict[str, list[str]]:
+    """The embeddings that have another half for the negative prompt, and the names of those."""
+    found: dict[str, list[str]] = {}
+    for entry in embeddings.entries:
+        name = _embedding_name(entry)
+        for other in (embeddings.find(name + ending) for ending in PARTNERS):
+            if other is None or entry.problem or other.problem or other.family != entry.family:
+                continue
+            found.setdefault(name, []).append(_embedding_name(other))
+    return found
 
 
 def _rows(library: Library, name_of: Callable[[Entry], str]) -> list[Row]:
@@ -94,7 +117,9 @@ def add_route(app: Any, sources: Callable[[], Sources]) -> None:
     app.add_api_route(ROUTE, names, methods=["GET"])
 
 
-def webui_sources(session: Session, options: Any, cache: Path) -> Callable[[], Sources]:
+def webui_sources(
+    session: Session, options: Any, cache: Path, lllites: Callable[[], Library] | None = None
+) -> Callable[[], Sources]:
     """The libraries of a WebUI, by its command-line options; made when first asked for."""
     from extensions_lib.library import EMBEDDINGS, HYPERNETWORKS, Library, Shelf
 
@@ -108,6 +133,7 @@ def webui_sources(session: Session, options: Any, cache: Path) -> Callable[[], S
             session.library,
             shelved("hypernetwork_dir", HYPERNETWORKS),
             shelved("embeddings_dir", EMBEDDINGS),
+            None if lllites is None else lllites(),
         )
 
     return sources

@@ -11,8 +11,7 @@ from typing import Any
 import gradio as gr
 
 from extensions_lib.errors import FileProblem
-from extensions_lib.hosts.base import GenerationRequest, GenerationResult
-from extensions_lib.hosts.standalone.samplers import SAMPLERS, SCHEDULES
+from extensions_lib.hosts.base import GenerationResult
 from extensions_lib.ui import pieces
 from extensions_lib.ui.checkpoints import CheckpointInfo, describe
 from extensions_lib.ui.compat import (
@@ -24,9 +23,12 @@ from extensions_lib.ui.compat import (
     side_by_side,
     window_of,
 )
+from extensions_lib.ui.control_panel import build_control_panel, wire_control_panel
+from extensions_lib.ui.generate_form import Form, prompt_boxes, request_of, setting_fields
+from extensions_lib.ui.jobs import Update
 from extensions_lib.ui.networks_panel import NetworksPanel, Shelf, build_panel
 from extensions_lib.ui.pictures import OutputFolder
-from extensions_lib.ui.studio import Studio, Update
+from extensions_lib.ui.studio import Studio
 from extensions_lib.ui.tokens import count_tokens
 
 AT_REST = ""  # no progress to show
@@ -55,33 +57,6 @@ class Room:
         """Its family, "" if there is none."""
         info = self.info(chosen)
         return info.family if info else ""
-
-
-@dataclass(frozen=True)
-class Form:
-    """The inputs of a picture; `remembered` survive a reload of the page."""
-
-    checkpoint: gr.Dropdown
-    prompt: gr.Textbox
-    negative: gr.Textbox
-    steps: gr.Slider
-    sampler: gr.Dropdown
-    schedule: gr.Dropdown
-    cfg: gr.Slider
-    seed: gr.Number
-    width: gr.Slider
-    height: gr.Slider
-    batch_size: gr.Slider
-    batch_count: gr.Slider
-    clip_skip: gr.Slider
-
-    @property
-    def all(self) -> list[Any]:
-        return list(vars(self).values())
-
-    @property
-    def remembered(self) -> list[Any]:
-        return self.all[1:]
 
 
 @dataclass(frozen=True)
@@ -116,7 +91,7 @@ def build_generate_tab(room: Room, page: gr.Blocks) -> None:
                 label="Checkpoint",
                 elem_id="crucible-checkpoint",
             )
-            prompt, negative, tokens = _prompts(info)
+            prompt, negative, tokens = prompt_boxes(info)
             with gr.Row(elem_id="crucible-actions"):
                 go = gr.Button("Generate", variant="primary", scale=4, elem_id="crucible-go")
                 stop = gr.Button(
@@ -127,76 +102,19 @@ def build_generate_tab(room: Room, page: gr.Blocks) -> None:
                     elem_id="crucible-stop",
                     interactive=False,
                 )
+            control = build_control_panel()
             with gr.Tabs(elem_id="crucible-side"):
                 with gr.Tab("Settings"):
-                    settings, seed_buttons = _settings(info)
+                    settings, seed_buttons = setting_fields(info)
                 with gr.Tab("Networks", elem_id="crucible-networks-tab"):
                     panel = build_panel(room.shelf, checkpoint, room.family)
         with gr.Column(scale=6, min_width=420):
             stage = Stage(go, stop, *_stage())
-    form = Form(checkpoint, prompt, negative, **settings)
+    form = Form(checkpoint, prompt, negative, **settings, control=control.picture)
     _wire_generation(room, form, stage)
     _wire_picture(form, stage, *seed_buttons)
     _wire_form(room, form, panel, tokens, page)
-
-
-def _prompts(info: CheckpointInfo | None) -> tuple[gr.Textbox, gr.Textbox, gr.HTML]:
-    example = info.example if info else CheckpointInfo(Path()).example
-    with gr.Group(elem_id="crucible-prompts"):
-        tokens = gr.HTML(pieces.token_count(0, 75), elem_id="crucible-tokens")
-        prompt = gr.Textbox(
-            label="Prompt",
-            placeholder=example,
-            lines=3,
-            max_lines=8,
-            autofocus=True,
-            elem_id="crucible-prompt",
-        )
-        negative = gr.Textbox(
-            label="Negative prompt",
-            placeholder="what the picture should not show",
-            lines=2,
-            max_lines=6,
-            elem_id="crucible-negative",
-        )
-    return prompt, negative, tokens
-
-
-def _settings(info: CheckpointInfo | None) -> tuple[dict[str, Any], tuple[gr.Button, gr.Button]]:
-    suited = info or CheckpointInfo(Path())
-    width, height = suited.size
-    made: dict[str, Any] = {}
-    with gr.Row():
-        made["sampler"] = gr.Dropdown(
-            list(SAMPLERS), value="DPM++ 2M", label="Sampler", elem_id="crucible-sampler"
-        )
-        made["schedule"] = gr.Dropdown(
-            list(SCHEDULES), value="Automatic", label="Schedule type", elem_id="crucible-schedule"
-        )
-    with gr.Row():
-        made["steps"] = _slider("Steps", 1, 150, 20, elem_id="crucible-steps")
-        made["cfg"] = _slider("CFG scale", 1, 30, suited.cfg, step=0.5, elem_id="crucible-cfg")
-    with gr.Row():
-        made["width"] = _slider("Width", 64, 2048, width, step=8, elem_id="crucible-width")
-        made["height"] = _slider("Height", 64, 2048, height, step=8, elem_id="crucible-height")
-    with gr.Row(elem_classes=["crucible-seed"]):
-        made["seed"] = gr.Number(
-            value=-1, label="Seed (−1: a new one each time)", precision=0, elem_id="crucible-seed"
-        )
-        fresh = gr.Button("Random", size="sm", scale=0, min_width=80, elem_id="crucible-random")
-        reuse = gr.Button("Reuse last", size="sm", scale=0, min_width=120, elem_id="crucible-reuse")
-    with gr.Accordion("More: batches, clip skip", open=False, elem_id="crucible-more"):
-        with gr.Row():
-            made["batch_count"] = _slider("Batch count", 1, 100, 1, elem_id="crucible-batch-count")
-            made["batch_size"] = _slider("Batch size", 1, 16, 1, elem_id="crucible-batch-size")
-        made["clip_skip"] = _slider("Clip skip", 1, 12, 1, elem_id="crucible-clip-skip")
-    return made, (fresh, reuse)
-
-
-def _slider(
-    label: str, low: float, high: float, value: float, *, step: float = 1, elem_id: str
-) -> gr.Slider:
-    return gr.Slider(low, high, value=value, step=step, label=label, elem_id=elem_id, min_width=160)
+    wire_control_panel(control, prompt, room.studio.host.lllites, page)
 
 
 def _stage() -> tuple[Any, ...]:
@@ -267,26 +185,13 @@ def _generate(
         # The first press of someone who has not typed anything shows what the model can do.
         given["prompt"] = opening[form.prompt] = info.example
     yield opening
-    for update in room.studio.run(_request(given), window, info.path):
+    try:
+        order = request_of(given)
+    except FileProblem as problem:
+        yield _failed(stage, str(problem))
+        return
+    for update in room.studio.run(order, window, info.path):
         yield _changes(room, stage, update)
-
-
-def _request(given: dict[str, Any]) -> GenerationRequest:
-    seed = given["seed"]
-    return GenerationRequest(
-        prompt=given["prompt"],
-        negative=given["negative"],
-        steps=int(given["steps"]),
-        sampler=given["sampler"],
-        schedule=given["schedule"],
-        cfg=float(given["cfg"]),
-        seed=-1 if seed is None else int(seed),
-        width=int(given["width"]),
-        height=int(given["height"]),
-        batch_size=int(given["batch_size"]),
-        batch_count=int(given["batch_count"]),
-        clip_skip=int(given["clip_skip"]),
-    )
 
 
 def _changes(room: Room, stage: Stage, update: Update) -> Changes:

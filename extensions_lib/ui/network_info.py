@@ -19,16 +19,14 @@ from urllib.parse import quote
 from extensions_lib.errors import FileProblem
 from extensions_lib.ui import pieces
 from extensions_lib.ui.cards import preferred_weight
+from extensions_lib.ui.file_report import FileReport, file_report, lists_html, rows, said
 
 if TYPE_CHECKING:
-    from extensions_lib.files.recognise import NetworkFacts, Shapes
     from extensions_lib.library import Entry
-    from extensions_lib.models.families import Structure
 
 ABOUT_ROUTE = "/crucible/network"
 HASHES_ROUTE = "/crucible/network/hashes"
 TAGS_SHOWN = 20
-LAYERS_LISTED = 20
 MOST = 2**53  # no count of pictures; a number of a thousand digits would not even print
 GONE = "{file}: is not among the networks any more; press Refresh."
 INSERT_HINT = '<p class="crucible-hint">A click puts it into the prompt.</p>'
@@ -45,21 +43,12 @@ POPUP = (
 )
 
 
-@dataclass(frozen=True)
-class Match:
-    """How many layers of a network change one of a checkpoint, and which do not."""
-
-    fitting: int
-    strange: list[str]
-
-
 @dataclass
 class About:
     """What the popup shows; `problems` are sentences about what could not be read or used."""
 
     entry: Entry
-    facts: NetworkFacts | None = None
-    match: Match | None = None
+    report: FileReport | None = None
     triggers: list[str] = field(default_factory=list)
     tags: list[tuple[str, int]] = field(default_factory=list)
     user: Mapping[str, Any] = field(default_factory=dict)
@@ -90,8 +79,6 @@ def about(entry: Entry, checkpoint: Path | None) -> About:
 
 def _read_header(told: About, checkpoint: Path | None) -> None:
     """What the file's header says, and whether that fits the checkpoint. Raises FileProblem."""
-    from extensions_lib.files.checkpoints import checkpoint_structure
-    from extensions_lib.files.recognise import facts_of
     from extensions_lib.files.safe import read_any_header
 
     header = read_any_header(told.entry.path)
@@ -102,9 +89,8 @@ def _read_header(told: About, checkpoint: Path | None) -> None:
         told.tags = frequent_tags(header.metadata.get("ss_tag_frequency", ""))
     except FileProblem as problem:
         told.problems.append(str(problem))
-    told.facts = facts_of(header.shapes)
-    if checkpoint is not None and told.facts.layers:
-        told.match = match(header.shapes, checkpoint_structure(checkpoint))
+    told.report = file_report(header, checkpoint)
+    told.problems += told.report.problems
 
 
 def frequent_tags(text: str, most: int = TAGS_SHOWN) -> list[tuple[str, int]]:
@@ -129,47 +115,16 @@ def frequent_tags(text: str, most: int = TAGS_SHOWN) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]
 
 
-def match(shapes: Shapes, structure: Structure) -> Match:
-    """Holds the layers of a network against those of a checkpoint, by names and shapes alone."""
-    from extensions_lib.files.keys import group
-    from extensions_lib.files.recognise import fits, kind_of, layers_of, missing_part
-
-    weights = layers_of(structure)
-    grouped = group(shapes, structure)
-    fitting, strange = 0, list(grouped.unmatched)
-    for layer, parts in grouped.layers.items():
-        lacking = missing_part(parts)
-        if layer not in weights:
-            strange.append(f"{layer}: the checkpoint has no such layer")
-        elif lacking:
-            strange.append(f"{layer}: {lacking}")
-        elif kind_of(parts) is None:
-            strange.append(f"{layer}: no algorithm known here ({', '.join(sorted(parts))})")
-        elif fits(parts, weights[layer].shape) is False:
-            strange.append(f"{layer}: made for a layer of another size")
-        else:
-            fitting += 1
-    return Match(fitting, strange)
-
-
 # --- as HTML ----------------------------------------------------------------------------------
 
 
 def about_html(told: About) -> str:
     """The inside of the popup."""
-    entry, facts = told.entry, told.facts
-    rows = [("File", _file(entry))]
-    if facts is not None and facts.layers:
-        family = "" if facts.family is None else facts.family.value
-        rows += [
-            ("Kind", _said(facts.title)),
-            ("Rank", _said(_ranks(facts))),
-            ("Base", _said(family) or pieces.words("not known")),
-            ("Layers", _layers(facts, told.match)),
-        ]
+    entry, report = told.entry, told.report
+    facts = [("File", _file(entry)), *(rows(report) if report else ())]
     if isinstance(told.user.get("preferred weight"), int | float):
-        rows.append(("Preferred weight", _said(f"{preferred_weight(told.user):g}")))
-    inside = "".join(f"<dt>{label}</dt><dd>{value}</dd>" for label, value in rows if value)
+        facts.append(("Preferred weight", said(f"{preferred_weight(told.user):g}")))
+    inside = "".join(f"<dt>{label}</dt><dd>{value}</dd>" for label, value in facts if value)
     triggers = _inserts((words, "") for words in told.triggers)
     tags = _inserts((tag, str(count)) for tag, count in told.tags)
     notes = _notes(told.description, told.user.get("notes"))
@@ -178,7 +133,7 @@ def about_html(told: About) -> str:
         (
             pieces.messages(told.problems, "error"),
             f"<dl>{inside}</dl>",
-            _strange(told.match),
+            lists_html(report) if report else "",
             _section("Trigger words", triggers),
             _section("Most frequent training tags", tags),
             INSERT_HINT if triggers or tags else "",
@@ -196,53 +151,21 @@ def hashes_html(entry: Entry) -> str:
         network, full = entry.hash, sha256_file(entry.path, entry.cache)
     except FileProblem as problem:
         return pieces.messages([str(problem)], "error")
-    rows = {
+    found = {
         "AutoV3": entry.short_hash,
         "AutoV2": short_checkpoint_hash(full),
         "network": network,
         "sha256": full,
     }
-    inside = "".join(f"<dt>{kind}</dt><dd><code>{text}</code></dd>" for kind, text in rows.items())
+    inside = "".join(f"<dt>{kind}</dt><dd><code>{text}</code></dd>" for kind, text in found.items())
     return f'<dl translate="no">{inside}</dl>'
-
-
-def _said(text: str) -> str:
-    """Text from a file, which a translation leaves alone."""
-    return f'<span translate="no">{html.escape(text)}</span>' if text else ""
 
 
 def _file(entry: Entry) -> str:
     size, changed = entry.identity
     day = datetime.fromtimestamp(changed / 1e9).strftime("%Y-%m-%d %H:%M")
     path = f"{entry.relative}{entry.path.suffix}"
-    return f"{_said(path)}<br>{_said(f'{size / 1e6:,.1f} MB · {day}')}"
-
-
-def _ranks(facts: NetworkFacts) -> str:
-    """16, or where layers differ: 4 × 12, 16 × 180."""
-    if len(facts.ranks) < 2:
-        return ", ".join(str(rank) for rank in facts.ranks)
-    return ", ".join(f"{rank} × {count}" for rank, count in sorted(facts.ranks.items()))
-
-
-def _layers(facts: NetworkFacts, found: Match | None) -> str:
-    if found is None:
-        return _said(str(facts.layers))
-    fitting = pieces.words(str(found.fitting), "fit the checkpoint")
-    strange = pieces.words("·", str(len(found.strange)), "do not") if found.strange else ""
-    return f"{fitting} {strange}"
-
-
-def _strange(found: Match | None) -> str:
-    if found is None or not found.strange:
-        return ""
-    shown = "".join(f"<li>{html.escape(line)}</li>" for line in found.strange[:LAYERS_LISTED])
-    more = len(found.strange) - LAYERS_LISTED
-    rest = f"<li>… + {more}</li>" if more > 0 else ""
-    return (
-        "<details><summary>Layers that do not fit</summary>"
-        f'<ul translate="no">{shown}{rest}</ul></details>'
-    )
+    return f"{said(path)}<br>{said(f'{size / 1e6:,.1f} MB · {day}')}"
 
 
 def _section(title: str, inside: str) -> str:
@@ -260,7 +183,7 @@ def _inserts(words: Iterable[tuple[str, str]]) -> str:
 
 
 def _notes(*texts: object) -> str:
-    said = dict.fromkeys(text for text in texts if isinstance(text, str) and text.strip())
+    found = dict.fromkeys(text for text in texts if isinstance(text, str) and text.strip())
     return "".join(
-        f'<p class="crucible-said" translate="no">{html.escape(text)}</p>' for text in said
+        f'<p class="crucible-said" translate="no">{html.escape(text)}</p>' for text in found
     )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from extensions_lib.library import Entry
     from extensions_lib.ui.generate_tab import Room
+    from extensions_lib.ui.tagger_room import TaggerRoom
 
 ROOT = Path(__file__).resolve().parents[2]
 PORTS_TRIED = 50
@@ -60,7 +61,9 @@ class Options:
     lang: str = ""
     data: Path = ROOT  # holds models/, outputs/ and cache/
     threads: int | None = None
+    originals: float | None = None  # GB of clean weights that stay on the device
     started: float | None = None  # time.time() of the start, for "ready in"
+    api_auth: str = ""  # user:password of programs that ask the REST routes
 
 
 class OwnPage:
@@ -156,7 +159,7 @@ def newest_change() -> int:
     return max(path.stat().st_mtime_ns for path in (ROOT / "style.css", *scripts()))
 
 
-def build_page(options: Options) -> tuple[gr.Blocks, Room]:
+def build_page(options: Options, tagger: TaggerRoom | None = None) -> tuple[gr.Blocks, Room]:
     """The tabs and the room they work with. Loads gradio, but no torch."""
     import gradio as gr
 
@@ -166,8 +169,11 @@ def build_page(options: Options) -> tuple[gr.Blocks, Room]:
     from extensions_lib.ui.networks_panel import Shelf
     from extensions_lib.ui.pictures import OutputFolder
     from extensions_lib.ui.studio import Studio
+    from extensions_lib.ui.tagger_tab import build_tagger_tab
 
-    host = StandaloneHost(options.checkpoint, options.data, threads=options.threads)
+    host = StandaloneHost(
+        options.checkpoint, options.data, threads=options.threads, originals=options.originals
+    )
 
     def checkpoints() -> list[Path]:
         named = [options.checkpoint.absolute()] if options.checkpoint else []
@@ -196,8 +202,11 @@ def build_page(options: Options) -> tuple[gr.Blocks, Room]:
     page = gr.Blocks(
         title="Crucible", theme=theme, analytics_enabled=False, **compat.tidied(3600, 24 * 3600)
     )
-    with page, gr.Tabs(elem_id="crucible-tabs"), gr.Tab("Generate"):
-        build_generate_tab(room, page)
+    with page, gr.Tabs(elem_id="crucible-tabs"):
+        with gr.Tab("Generate", elem_id="crucible-tab-generate"):
+            build_generate_tab(room, page)
+        with gr.Tab("Tagger", elem_id="crucible-tab-tagger"):
+            build_tagger_tab(tagger or tagger_room(options), page)
     compat.in_line(page, 4)
     return page, room
 
@@ -211,7 +220,8 @@ def build_app(options: Options) -> FastAPI:
     from extensions_lib.ui.completions import Sources, add_route
 
     head = page_head(options.lang)
-    page, room = build_page(options)
+    tagger = tagger_room(options)
+    page, room = build_page(options, tagger)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/crucible/style.css")
@@ -231,11 +241,32 @@ def build_app(options: Options) -> FastAPI:
 
     add_network_routes(app, room)
     host = room.studio.host
-    add_route(app, lambda: Sources(host.library, host.hypernetworks, host.embeddings))
+    add_route(app, lambda: Sources(host.library, host.hypernetworks, host.embeddings, host.lllites))
+    add_tagger_routes(app, options, tagger)
     outputs = [str(room.outputs.root.absolute())]
     app = gr.mount_gradio_app(app, page, path="/", allowed_paths=outputs, show_error=True)
     app.add_middleware(OwnPage, head=head)
     return app
+
+
+def tagger_room(options: Options) -> TaggerRoom:
+    """What the tab and REST work with: models, loaded at the first order, and folders."""
+    from extensions_lib.tagging.pool import Pool
+    from extensions_lib.ui.tagger_room import TaggerRoom
+
+    cache = options.data / "cache"
+    pool = Pool(options.data / "models", cache, options.threads)
+    return TaggerRoom(pool, cache, options.data, options.data if options.listen else None)
+
+
+def add_tagger_routes(app: FastAPI, options: Options, tagger: TaggerRoom) -> None:
+    """The tagger's REST, and the pictures of its tab."""
+    from extensions_lib.api.auth import basic_dependencies
+    from extensions_lib.api.tagger import Service, add_routes
+    from extensions_lib.ui.tagger_links import add_route
+
+    add_routes(app, Service(tagger.pool), basic_dependencies(options.api_auth))
+    add_route(app, tagger.links)
 
 
 def add_network_routes(app: FastAPI, room: Room) -> None:

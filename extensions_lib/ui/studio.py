@@ -1,33 +1,18 @@
-"""One host, many windows: generation jobs stand in line, run in a thread and report as they go."""
+"""One host, many windows: orders of pictures stand in line."""
 
 from __future__ import annotations
 
-import queue
 import threading
-import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from extensions_lib.errors import CrucibleError, Stopped
+from extensions_lib.errors import CrucibleError
+from extensions_lib.ui.jobs import Jobs, Tell, Update
 
 if TYPE_CHECKING:
-    from extensions_lib.hosts.base import GenerationRequest, GenerationResult, Progress
+    from extensions_lib.hosts.base import GenerationRequest, GenerationResult
     from extensions_lib.hosts.standalone.host import StandaloneHost
-
-POLL_SECONDS = 0.1
-
-
-@dataclass(frozen=True)
-class Update:
-    """How a job stands: its place in line, its progress, or how it ended."""
-
-    state: Literal["waiting", "loading", "working", "done", "stopped", "failed"]
-    ahead: int = 0
-    progress: Progress | None = None
-    result: GenerationResult | None = None
-    message: str = ""
 
 
 class Studio:
@@ -35,9 +20,7 @@ class Studio:
 
     def __init__(self, host: StandaloneHost) -> None:
         self.host = host
-        self._line: list[object] = []
-        self._line_lock = threading.Lock()
-        self._stops: dict[str, threading.Event] = {}
+        self._jobs = Jobs()
 
     def warm_up(self) -> None:
         """Loads the model in the background, so that the first picture comes sooner."""
@@ -53,95 +36,16 @@ class Studio:
 
     def stop(self, window: str) -> None:
         """Asks this window's job to stop; within a step it does."""
-        if event := self._stops.get(window):
-            event.set()
+        self._jobs.stop(window)
 
     def run(
         self, request: GenerationRequest, window: str, checkpoint: Path | None = None
     ) -> Iterator[Update]:
-        """Waits for its turn, then generates; yields an Update whenever something changed.
+        """Waits for its turn, then generates; see `Jobs.run`."""
 
-        Closing the iterator (the window went away) stops the job.
-        """
-        stop = self._stops[window] = threading.Event()
-        ticket = object()
-        with self._line_lock:
-            self._line.append(ticket)
-        started = False
-        try:
-            for ahead in self._wait(ticket, stop):
-                yield Update("waiting", ahead=ahead)
-            if stop.is_set():
-                yield Update("stopped")
-                return
-            yield Update("loading")
-            news: queue.Queue[Update] = queue.Queue()
-            arguments = (request, checkpoint, stop, news, ticket)
-            threading.Thread(target=self._work, args=arguments, daemon=True).start()
-            started = True
-            yield from newest(news)
-        finally:
-            stop.set()
-            if self._stops.get(window) is stop:
-                del self._stops[window]
-            if not started:
-                self._leave(ticket)
-
-    def _wait(self, ticket: object, stop: threading.Event) -> Iterator[int]:
-        """Yields the number of jobs ahead whenever it changes, until it is this one's turn."""
-        told = 0
-        while not stop.is_set():
-            with self._line_lock:
-                ahead = self._line.index(ticket)
-            if ahead == 0:
-                return
-            if ahead != told:
-                told = ahead
-                yield ahead
-            stop.wait(POLL_SECONDS)
-
-    def _leave(self, ticket: object) -> None:
-        with self._line_lock:
-            self._line.remove(ticket)
-
-    def _work(
-        self,
-        request: GenerationRequest,
-        checkpoint: Path | None,
-        stop: threading.Event,
-        news: queue.Queue[Update],
-        ticket: object,
-    ) -> None:
-        """The job itself, in its thread. The place in line is given up only when it truly ended."""
-        try:
+        def job(tell: Tell, stop: threading.Event) -> GenerationResult:
             if checkpoint is not None:
                 self.host.use_checkpoint(checkpoint)
-            result = self.host.generate(
-                request, lambda told: news.put(Update("working", progress=told)), stop
-            )
-            last = Update("done", result=result)
-        except Stopped:
-            last = Update("stopped")
-        except CrucibleError as problem:
-            last = Update("failed", message=str(problem))
-        except Exception as bug:
-            traceback.print_exc()
-            reason = f"{type(bug).__name__}: {bug}"
-            last = Update("failed", message=f"{reason} (the console shows where it happened)")
-        finally:
-            self._leave(ticket)
-        news.put(last)
+            return self.host.generate(request, tell, stop)
 
-
-def newest(news: queue.Queue[Update]) -> Iterator[Update]:
-    """Yields updates until the one that ends the job; skips progress that is already outdated."""
-    while True:
-        update = news.get()
-        while update.state == "working":
-            try:
-                update = news.get_nowait()
-            except queue.Empty:
-                break
-        yield update
-        if update.state != "working":
-            return
+        return self._jobs.run(window, job)

@@ -6,6 +6,7 @@ The session outlives a reload of the page: modules stay, scripts are run anew.
 from __future__ import annotations
 
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def _host() -> WebUI:
-    from importlib.util import find_spec
-
     if find_spec("modules_forge"):
         from extensions_lib.hosts import forge
 
@@ -86,12 +85,14 @@ def app_started(_: Any, app: Any) -> None:
 
     from extensions_lib.hosts.webui import take_over
     from extensions_lib.ui.completions import add_route, webui_sources
+    from extensions_lib.ui.webui_control import control
     from extensions_lib.ui.webui_networks import add_routes
 
     if _wanted():
         take_over(session())
         add_routes(session(), app)
-        add_route(app, webui_sources(session(), shared.cmd_opts, ROOT / "cache"))
+        lllites = control().files
+        add_route(app, webui_sources(session(), shared.cmd_opts, ROOT / "cache", lllites))
     _introduce()
 
 
@@ -112,7 +113,7 @@ def model_loaded(_: Any) -> None:
 
 def step_begins(params: Any) -> None:
     """The WebUI is about to ask the UNet."""
-    session().at(params.sampling_step, params.total_sampling_steps)
+    session().step(params)
 
 
 def infotext_pasted(_: str, fields: dict[str, Any]) -> None:
@@ -139,4 +140,17 @@ def settings() -> None:
         )
         .info("off: the builtin Lora extension does; takes effect after Reload UI")
         .needs_reload_ui(),
+    )
+    if find_spec("modules_forge"):
+        return  # Forge's own memory management says where weights lie
+    from gradio import Number
+
+    shared.opts.add_option(
+        "crucible_originals_gb",
+        shared.OptionInfo(
+            -1,
+            "GB of clean weights that stay on the GPU while networks are in force",
+            Number,
+            section=section,
+        ).info("the rest waits in pinned RAM; -1: as long as there is room"),
     )

@@ -13,6 +13,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -20,6 +21,7 @@ import gradio as gr
 from extensions_lib.errors import CrucibleError, FileProblem
 from extensions_lib.ui import pieces
 from extensions_lib.ui.compat import at_once, on_browser
+from extensions_lib.ui.file_report import FileReport, file_report, lists_html, rows
 from extensions_lib.ui.network_info import MOST, frequent_tags
 from extensions_lib.ui.webui_networks import readable_metadata
 
@@ -193,7 +195,9 @@ def make_editor(session: Session, page: Any, ui: Any, tabname: str) -> Any:
                 values = _tried(lambda: noted(entry), values, problems)
                 tags = _tried(lambda: tags_of(entry), tags, problems)
                 about = _tried(lambda: training_facts(entry), [], problems)
-                facts = _table([*self.get_metadata_table(name), *about])
+                report = _tried(lambda: reported(entry, _checkpoint()), None, problems)
+                problems += report.problems if report else []
+                facts = _table([*self.get_metadata_table(name), *about], report)
                 picture = self.get_card_html(name)
             shown = gr.update(visible=bool(tags))
             return [
@@ -251,12 +255,30 @@ def _tried(read: Callable[[], Any], otherwise: Any, problems: list[str]) -> Any:
         return otherwise
 
 
-def _table(rows: Sequence[tuple[str, Any]]) -> str:
-    """The WebUI's table of facts about a file; all text is escaped."""
+def reported(entry: Entry, checkpoint: Path | None) -> FileReport:
+    """What the file holds, and whether the checkpoint takes it. Raises FileProblem."""
+    from extensions_lib.files.safe import read_any_header
+
+    return file_report(read_any_header(entry.path), checkpoint)
+
+
+def _checkpoint() -> Path | None:
+    """The checkpoint chosen in the WebUI, loaded or not."""
+    from modules import sd_models, shared
+
+    chosen = sd_models.checkpoint_aliases.get(shared.opts.sd_model_checkpoint)
+    return Path(chosen.filename) if chosen is not None else None
+
+
+def _table(lines: Sequence[tuple[str, Any]], report: FileReport | None = None) -> str:
+    """The WebUI's table of facts about a file, and below it what of the file is no use."""
     esc = html.escape
-    inside = "".join(
-        f"<tr><th>{esc(label)}</th><td>{esc(str(value))}</td></tr>"
-        for label, value in rows
-        if value is not None
-    )
-    return f'<table class="file-metadata">{inside}</table>'
+    cells = [(esc(label), esc(str(value))) for label, value in lines if value is not None]
+    if report is not None:
+        told = [label for label, _ in lines]
+        own = [(f"{label}:", value) for label, value in rows(report) if value]
+        # kind and base stand there already, the base as the person may have noted it
+        cells += [each for each in own if each[0] not in (*told, "Base:")]
+    inside = "".join(f"<tr><th>{label}</th><td>{value}</td></tr>" for label, value in cells)
+    table = f'<table class="file-metadata">{inside}</table>'
+    return table + (lists_html(report) if report is not None else "")

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from extensions_lib.errors import FileProblem
+from extensions_lib.files.hashes import short_network_hash
 from extensions_lib.prompts.infotext import read_hashes, rename_by_hash
 from extensions_lib.ui.cards import Card, card_of
 
@@ -127,10 +128,8 @@ def readable_metadata(entry: Entry) -> dict[str, Any]:
 
 
 def _short_hash(entry: Entry) -> str:
-    try:
-        return entry.short_hash
-    except FileProblem:
-        return ""
+    """The empty text where only reading the whole file would tell: no page waits for that."""
+    return short_network_hash(entry.known_hash or "")
 
 
 def _readable_user(entry: Entry) -> dict[str, Any]:

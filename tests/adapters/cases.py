@@ -33,7 +33,7 @@ class Case:
         parts = {}
         for name, size in self.sizes.items():
             values = torch.randn(size, generator=draw, dtype=torch.float64)
-            if name in ("oft_blocks", "weight"):
+            if name in ("oft_blocks", "oft_in", "weight"):
                 values *= 0.2
             elif name == "oft_diag":
                 values = torch.linalg.qr(values)[0]
@@ -164,6 +164,23 @@ def boft(p: Parts, base: Tensor) -> Tensor:
     return _rescaled(p, turned.reshape(base.shape)) - base
 
 
+def oft_in(p: Parts, base: Tensor) -> Tensor:
+    turn, rows = p["oft_in"], base.flatten(1)
+    columns, size = rows.shape[1], turn.shape[-1]
+    if turn.dim() == 2:
+        turn = turn.expand(columns // size, size, size)
+    for stage, blocks in enumerate(turn if turn.dim() == 4 else turn[None]):
+        runs = [list(range(start, start + size // 2)) for start in range(0, columns, size // 2)]
+        order = []
+        for group in range(0, len(runs) if stage else 0, 2 ** (stage + 1)):
+            inside = runs[group : group + 2 ** (stage + 1)]
+            order += [column for run in inside[::2] + inside[1::2] for column in run]
+        permute = torch.eye(columns, dtype=base.dtype)[order or list(range(columns))]
+        whole = torch.eye(columns, dtype=base.dtype) + torch.block_diag(*blocks)
+        rows = rows @ (permute @ whole @ permute.T).T
+    return _rescaled(p, rows.reshape(base.shape)) - base
+
+
 def cayley(blocks: Tensor, p: Parts, out: int) -> Tensor:
     skew = blocks - blocks.transpose(-1, -2)
     limit = float(p.get("alpha", 0)) * out
@@ -292,10 +309,17 @@ CASES: dict[str, Case] = {
         CONV, {"oft_blocks": (3, 4, 4, 4), "rescale": (16, 1, 1, 1)}, boft, {"alpha": 0}
     ),
     "boft stored": Case(LINEAR, {"oft_diag": (3, 4, 4, 4)}, boft, {}),
+    "oft in": Case(LINEAR, {"oft_in": (3, 4, 4)}, oft_in, {}),
+    "oft in shared": Case(LINEAR, {"oft_in": (4, 4)}, oft_in, {}),
+    "oft in 3x3": Case(CONV, {"oft_in": (36, 3, 3)}, oft_in, {}),
+    "boft in": Case(LINEAR, {"oft_in": (2, 6, 2, 2), "rescale": (16,)}, oft_in, {}),
+    "boft in 3x3": Case(CONV, {"oft_in": (2, 18, 6, 6), "rescale": (16, 1)}, oft_in, {}),
+    "boft in deep": Case((16, 24), {"oft_in": (3, 4, 6, 6)}, oft_in, {}),
 }
 _WITH_DORA = (
     "lora", "lora 3x3", "lora tucker", "lora sparse", "loha 3x3", "lokr", "lokr pairs 3x3",
     "glora 3x3", "glora old", "ia3 out 3x3", "full 3x3", "oft held", "boft 3x3",
+    "oft in 3x3",
 )  # fmt: skip
 for _name in _WITH_DORA:
     _case = CASES[_name]

@@ -16,9 +16,8 @@ import argparse
 import gc
 import importlib.metadata
 import sys
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 
 from extensions_lib.adapters import LoRA
 from extensions_lib.patching import ActiveSet, Wanted
+from tests.benchmarks.timing import Clock
 
 ATTENTION = (".to_q", ".to_k", ".to_v", ".to_out.0", ".q_proj", ".k_proj", ".v_proj", ".out_proj")
 OTHERS = (".ff.net.0.proj", ".ff.net.2", ".proj_in", ".proj_out", ".fc1", ".fc2")
@@ -63,24 +63,6 @@ class Model:
 
     def weights(self) -> list[Tensor]:
         return [module._parameters["weight"] for module in self.layers.values()]  # type: ignore
-
-
-class Clock:
-    """Seconds by name, one entry a round."""
-
-    def __init__(self) -> None:
-        self.times: dict[str, list[float]] = {}
-
-    def __call__(self, name: str, work: Callable[[], object]) -> None:
-        start = time.perf_counter()
-        kept = work()
-        self.times.setdefault(name, []).append(time.perf_counter() - start)
-        del kept
-
-    def ratio(self, name: str, to: str) -> float:
-        """Median of the ratios of each round: what slows a whole round down cancels out."""
-        pairs = zip(self.times[name], self.times[to], strict=True)
-        return median(a / b for a, b in pairs)
 
 
 def build(small: bool) -> Model:

@@ -41,6 +41,9 @@ NORM = {"w_norm": (8,), "b_norm": (8,)}
 SPARSE = LORA | {"bias_indices": (2, 3), "bias_values": (3,), "bias_size": (2,)}
 DORA = LORA | {"dora_scale": (8, 1)}
 PEFT = {"lora_A.weight": (2, 6), "lora_B.weight": (8, 2), "lora_magnitude_vector": (8,)}
+TURNS = {"oft_in": (3, 2, 2), "rescale": (8, 1)}
+PEFT_BOFT = {"boft_R": (1, 3, 2, 2), "boft_s": (8, 1)}
+PEFT_IA3 = {"ia3_l": (1, 6)}
 EMBEDDED = {"lora_embedding_A": (2, 20), "lora_embedding_B": (6, 2)}
 
 Seed = dict[str, dict[str, tuple[int, ...]]]
@@ -52,6 +55,7 @@ SEEDS: tuple[Seed, ...] = (
     {Q: OFT, K: BOFT, C: TUCKER},
     {Q: FULL, N: NORM, K: SPARSE},
     {D: PEFT, "text_encoder.text_model.embeddings.token_embedding": EMBEDDED},
+    {D: TURNS, D[:-1] + "k": PEFT_BOFT, D[:-1] + "v": PEFT_IA3},
     {"lora:" + D[5:] + ".___": {"layer.W_up": (8, 2), "layer.W_down": (2, 6), "alpha": ()}},
     {Q: LORA, "bundle_emb.a.b": {"emb_params": (2, 6), "clip_l": (2, 6)}},
 )

@@ -92,12 +92,12 @@ def test_a_preset_s_own_layers_are_counted_and_not_taken_for_a_family(tmp_path: 
 @pytest.mark.parametrize(
     ("parts", "says"),
     [
-        ({"oft_R.weight": (4, 28)}, "PEFT's OFT"),
-        ({"oft_R.default.weight": (4, 28)}, "PEFT's OFT"),
-        ({"boft_R": (1, 4, 8, 8), "boft_s": (320, 1)}, "PEFT's BOFT"),
-        ({"ia3_l": (320, 1)}, "PEFT's IA3"),
-        ({"lora_A.weight": (2, 320), "lora_B.weight": (320, 2), "lora_E": (2, 1)}, "AdaLoRA"),
-        ({"lora_A.weight": (2, 320), "lora_B.weight": (320, 2), "lora_B.bias": (320,)}, "bias"),
+        ({"oft_r": (4, 80, 80)}, "PEFT's OFT of before 0.16"),
+        ({"oft_r.default.weight": (4, 80, 80)}, "PEFT's OFT of before 0.16"),
+        ({"ln_tuning_layers.weight": (320,)}, "PEFT's LN tuning"),
+        ({"vera_lambda_b": (320,), "vera_lambda_d": (4,)}, "VeRA"),
+        ({"hra_u": (320, 4)}, "HRA"),
+        ({"fourierft_spectrum": (9,)}, "FourierFT"),
         (
             {"q_layer.weight": (2, 320), "p_layer.weight": (320, 2), "lambda_layer": (1, 2)},
             "T-LoRA",

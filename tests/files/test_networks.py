@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from extensions_lib.adapters import KINDS, Adapter, LoRA
 from extensions_lib.errors import FileProblem
 from extensions_lib.files import recognise
 from extensions_lib.files.networks import network_key, read_network, write_network
+from extensions_lib.files.peft_parts import PEFT_ALONE
 from extensions_lib.files.safe import read_any_header, read_header, write_safetensors
 from extensions_lib.models.families import SD15, SD21, SDXL_BASE, Family, Structure
 from extensions_lib.models.names import canonical_layers
@@ -227,14 +229,15 @@ def test_sizes(parts: dict, size: tuple[int, int] | None) -> None:
 
 
 def test_kinds_without_torch_agree_with_the_adapters() -> None:
-    signatures = dict(recognise.SIGNATURES)
     for kind in KINDS:
         assert kind.kind in recognise.TITLES, f"{kind.kind} is not known to files.recognise"
-        if kind.kind not in signatures:
-            continue
-        parts = [entry.split("|")[0] for entry in signatures[kind.kind]]
-        assert kind.matches(parts)
-        assert recognise.kind_of(parts) == kind.kind
+    for name, needed in recognise.SIGNATURES:
+        ways = list(itertools.product(*(entry.split("|") for entry in needed)))
+        for parts in ways:
+            assert recognise.kind_of(parts) == name
+        # PEFT's own parts are brought to those of the adapters first
+        for parts in (each for each in ways if not {*each} & {*PEFT_ALONE}):
+            assert next(kind for kind in KINDS if kind.matches(parts)).kind == name
 
 
 def test_an_edited_file_has_another_key(tmp_path: Path) -> None:

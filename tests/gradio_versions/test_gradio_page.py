@@ -189,7 +189,7 @@ def test_checkpoint_is_chosen_by_its_path(page: Page) -> None:
 def test_generating_and_stopping_reach_the_line_of_jobs(
     page: Page, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from extensions_lib.ui.studio import Update
+    from extensions_lib.ui.jobs import Update
 
     windows = []
 

@@ -46,6 +46,7 @@ def sd_model(family: str, wrapped: bool = True) -> Any:
         embedders = nn.ModuleList(numbered._modules[name] for name in sorted(numbered._modules))
         embedders.append(nn.Module())  # one of the embedders of sizes: no weights
         root.conditioner.embedders = embedders
+        root.conditioner.wrapped = nn.Module()  # an empty one, as the WebUI itself puts there
     made: Any = root
     made.alphas_cumprod = torch.linspace(0.99, 0.01, 1000)
     made.parameterization = "v" if family == "SD2" else "eps"

@@ -17,7 +17,7 @@ from extensions_lib.files.networks import read_network
 from extensions_lib.hosts import forge
 from extensions_lib.models import Family, canonical_layers
 from extensions_lib.models.names import component_of, places
-from extensions_lib.patching import Wanted
+from extensions_lib.patching import Wanted, together
 from tests.hosts.conftest import tiny_lora
 from tests.tiny import TINY, tiny_tensors
 
@@ -108,10 +108,12 @@ def engine(family: str) -> Any:
 def backend(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Forge's own modules that are asked for; the answer is its table of ways to merge."""
     table: dict[str, Any] = {}
-    names = ("backend", "backend.args", "backend.patcher", "backend.patcher.lora")
+    names = ("backend", "backend.args", "backend.patcher", "backend.patcher.lora",
+             "backend.memory_management")  # fmt: skip
     made: dict[str, Any] = {name: ModuleType(name) for name in names}
     made["backend.args"].dynamic_args = {}
     made["backend.patcher.lora"].extra_weight_calculators = table
+    made["backend.memory_management"].get_torch_device = lambda: torch.device("cpu")
     made["backend.patcher"].lora = made["backend.patcher.lora"]
     for name, module in made.items():
         monkeypatch.setitem(sys.modules, name, module)
@@ -178,6 +180,34 @@ def test_patchers_carry_the_set_and_come_clean(tmp_path: Path, backend: dict[str
     active.park()
     assert loaded.forge_objects_after_applying_lora.unet is original.unet
     assert loaded.forge_objects.clip is original.clip and loaded.current_lora_hash == "[]"
+
+
+def test_pictures_have_networks_beside_the_layers(tmp_path: Path) -> None:
+    loaded = engine("SD1")
+    model = forge.loaded_model(loaded)
+    path = tiny_lora(tmp_path / "some.safetensors", seed=1)
+    network = read_network(path, structure=model.structure, name="some")
+    layers = [model.layer(name)[0] for name in network.adapters if name.startswith("unet")]
+    each = together([[Wanted(network, te=0.5, unet=0.8)], [Wanted(network, te=1, unet=0.2)]])
+    active = forge.PatcherSet(loaded, model)
+    # Layers that nothing can be computed beside.
+    report = active.apply(each)
+    (note,) = report.notes
+    assert note.startswith(f"some: {len(layers)} layers have the first picture's weight")
+    assert len(loaded.forge_objects.unet.lora_patches) == 1
+    active.clear()
+    for layer in layers:
+        layer.in_features = layer.out_features = 1  # type: ignore[assignment]
+    report = active.apply(each)
+    assert report.notes == report.unfit == [] and report.layers == len(network.adapters)
+    assert all("forward" in vars(layer) for layer in layers)
+    ((_, patches),) = loaded.forge_objects.unet.lora_patches.items()
+    assert patches == {}
+    clip, unet = loaded.forge_objects.clip, loaded.forge_objects.unet
+    active.encode(together([[Wanted(network, te=0.5, unet=0.8)], [Wanted(network, te=1)]], 1))
+    assert loaded.forge_objects.clip is not clip and loaded.forge_objects.unet is unet
+    active.park()
+    assert not any("forward" in vars(layer) for layer in layers)
 
 
 def test_packed_weights_tell_their_own_shape() -> None:

@@ -92,3 +92,20 @@ def test_blocks_have_their_share(networks: Networks) -> None:
     half = weights(networks)
     middle = [name for name in touched if blocks.get(name) == "M00"]
     assert middle and all(torch.equal(half[name], now[name]) for name in middle)
+
+
+def test_elements_of_blocks_have_their_share(networks: Networks) -> None:
+    plain = weights(networks)
+    tag = "<lora:some:1:lbw=INALL:lbwe=NOT BASE::0,IN:attn2:0.5>"
+    assert wants(networks, tag) == []
+    now = weights(networks)
+    touched = {name for name in now if not torch.equal(now[name], plain[name])}
+    parts = {name for name in touched if name.startswith("unet.")}
+    blocks = unet_blocks(networks.model.structure)
+    assert parts and all("attn2" in name and blocks[name].startswith("IN") for name in parts)
+    assert wants(networks, "<lora:some:0.5>") == []
+    half = weights(networks)
+    assert all(torch.equal(now[name], half[name]) for name in parts)
+    assert wants(networks, "<lora:some:1:lbw=INALL>") == []  # the same block weights are another
+    now = weights(networks)
+    assert any(not torch.equal(now[name], half[name]) for name in parts)

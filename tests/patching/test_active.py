@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from extensions_lib.adapters import merged
 from extensions_lib.patching import ActiveSet, Wanted, attach
-from extensions_lib.patching.plan import combined
+from extensions_lib.patching.wanted import combined
 from tests.adapters.factors import random_lora
 from tests.patching.standin import Bits, Net, StandIn, network
 

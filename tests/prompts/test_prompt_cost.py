@@ -113,5 +113,5 @@ def test_the_room_needs_the_standard_library_alone() -> None:
         check=True,
         cwd=rooms.parent.parent,
     )
-    assert len(names) == 8
+    assert len(names) == 9
     assert done.stdout.strip() == "[]"

@@ -39,6 +39,8 @@ def over(tag: str, steps: int, *, hires: bool = False) -> list[float]:
         ("<lora:a:0.5:stop=2>", [0.5, 0.5, 0, 0, 0]),
         ("<lora:a:0.5:step=1-3>", [0, 0.5, 0.5, 0, 0]),
         ("<lora:a:0.5:start=0.4>", [0, 0, 0.5, 0.5, 0.5]),
+        ("<lllite:a:0@0,1@1>", [0, 0.25, 0.5, 0.75, 1]),
+        ("<lllite:a:0.5:start=0.4:stop=4>", [0, 0, 0.5, 0.5, 0]),
     ],
 )
 def test_weights_over_the_steps(tag: str, expected: list[float]) -> None:

@@ -30,6 +30,9 @@ def asked(prompt: str) -> list[tuple]:
         ("<lyco:sub/dir a=b:.5>", ("lora", "sub/dir a=b", 0.5, 0.5, None)),
         ("<hypernet:h>", ("hypernet", "h", 1.0, 1.0, None)),
         ("<hypernet:h:0.3>", ("hypernet", "h", 0.3, 0.3, None)),
+        ("<lllite:c>", ("lllite", "c", 1.0, 1.0, None)),
+        ("<lllite:c:0.3>", ("lllite", "c", 0.3, 0.3, None)),
+        ("<lllite:c:weight=0.3:start=2>", ("lllite", "c", 0.0, 0.0, None)),
         ("<other:x:what:ever=1>", ("other", "x", 1.0, 1.0, None)),
         ("<lora:<b:0.5>", ("lora", "<b", 0.5, 0.5, None)),
     ],
@@ -67,6 +70,7 @@ def test_tags_keep_their_order_and_repeat() -> None:
         ("<lora:a:1@1@2>", "more than one position"),
         ("<lora::1>", "the name is missing"),
         ("<hypernet:h:x>", "weight 'x' is not a number"),
+        ("<lllite:c:x>", "weight 'x' is not a number"),
     ],
 )
 def test_a_bad_weight_leaves_out_that_tag_alone(tag: str, says: str) -> None:
@@ -92,6 +96,10 @@ def test_a_bad_weight_leaves_out_that_tag_alone(tag: str, says: str) -> None:
         ("<lora:a:0.5:step=5>", "not of the form 5-15"),
         ("<lora:a:0.5:stop=-1>", "below 0"),
         ("<lora:a:0.5:other=1>", "'other=1' has no meaning"),
+        ("<lllite:a:0.5:lbw=MIDD>", "'lbw=MIDD' has no meaning"),
+        ("<lllite:a:0.5:in=0>", "'in=0' has no meaning"),
+        ("<lllite:a:0.5:hrte=1>", "'hrte=1' has no meaning"),
+        ("<lllite:a:0.5:start=x>", "'x' is not a number"),
         ("<lora:a:0.5:0.5:dyn=x:7:9>", "'9' has no meaning"),
     ],
 )
@@ -164,6 +172,7 @@ def test_weights_come_back_exactly(name: str, te: float, unet: float) -> None:
         ("<lora:x:1> <lora:y:1>", "y", "<lora:x:1> <lora:y:0.3>"),
         ("<lora:x:1:1:8> <lora:x:te=1:dyn=4>", "x", "<lora:x:0.3:dyn=8> <lora:x:0.3:dyn=4>"),
         ("<hypernet:h:1> <other:x:1>", None, "<hypernet:h:0.3> <other:x:1>"),
+        ("<lllite:c:1:stop=0.5> <lllite:d>", None, "<lllite:c:0.3:stop=0.5> <lllite:d:0.3>"),
         ("no tag <", None, "no tag <"),
     ],
 )

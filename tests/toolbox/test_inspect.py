@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from extensions_lib.adapters import Adapter, LoRA
 from extensions_lib.errors import FileProblem
@@ -201,3 +202,13 @@ def test_layers_of_two_families_in_one_file_are_said(tmp_path: Path) -> None:
     report = inspect(tmp_path / "n.safetensors", hashes=False)
     assert report.family is SD15.family
     assert any("1 layers are in no SD1 model" in problem for problem in report.problems)
+
+
+def test_a_long_list_is_cut_unless_all_of_it_is_asked_for(tmp_path: Path) -> None:
+    odd = {f"lora_unet_nowhere_{i}.alpha": torch.ones(()) for i in range(30)}
+    write_network(tmp_path / "n.safetensors", network(SD15), family=SD15.family)
+    write_safetensors(tmp_path / "m.safetensors", {**load_file(tmp_path / "n.safetensors"), **odd})
+    report = inspect(tmp_path / "m.safetensors", hashes=False)
+    text, whole = report.text(), report.text(everything=True)
+    assert "30 not known" in text and "… and 10 more (--all)" in text
+    assert text.count("nowhere_") == 20 and whole.count("nowhere_") == 30 and "--all" not in whole

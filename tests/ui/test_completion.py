@@ -98,8 +98,8 @@ def test_telling_names_needs_no_torch(tmp_path: Path) -> None:
 def test_every_explanation_is_translated() -> None:
     texts = json.loads((ROOT / "localizations" / "zh_CN.json").read_text(encoding="utf-8"))
     script = (ROOT / "javascript" / "completion.js").read_text(encoding="utf-8")
-    notes = re.findall(r'\["[a-z]+=?", "([^"]+)"\]', script)
-    assert len(notes) == 16
+    notes = re.findall(r'\["[a-z]+=?", "([^" ]+ [^"]+)"\]', script)
+    assert len(notes) == 18
     assert [note for note in notes if note not in texts] == []
 
 
@@ -152,7 +152,7 @@ def type_into(visit: Visit, text: str, box: str = PROMPT) -> None:
 def test_a_network_is_found_and_written_with_its_weight_and_words(visit: Visit) -> None:
     visit.prompt("a cat")
     type_into(visit, ", <")
-    await_offers(visit, ["lora", "lyco", "hypernet"])
+    await_offers(visit, ["lora", "lyco", "hypernet", "lllite"])
     visit.shot("completion-kinds")
     visit.page.keyboard.press("Enter")
     assert visit.prompt_text() == "a cat, <lora:"
@@ -222,7 +222,7 @@ def test_arguments_and_presets(visit: Visit) -> None:
     await_offers(visit, ["hr=", "hrte=", "hrunet="])
     visit.page.keyboard.press("Enter")
     visit.page.keyboard.type("0.5:l")
-    await_offers(visit, ["lbw="])
+    await_offers(visit, ["lbw=", "lbwe="])
     visit.page.keyboard.press("Enter")
     visit.page.locator(f"{LIST} li", has_text="MIDD").wait_for()
     visit.page.keyboard.type("out")
@@ -230,11 +230,14 @@ def test_arguments_and_presets(visit: Visit) -> None:
     visit.shot("completion-presets")
     visit.page.keyboard.press("ArrowDown")
     visit.page.keyboard.press("Enter")
+    visit.page.keyboard.type(":lbwe=p")
+    await_offers(visit, ["PROJDEEPOFF", "ATTNDEEPON", "ATTNDEEPOFF"])
+    visit.page.keyboard.press("Enter")
     visit.page.keyboard.type(":h")
     await_offers(visit, ["hrte=", "hrunet="])  # hr= is there already
     visit.page.keyboard.type("x>")
     await_offers(visit, [])
-    assert visit.prompt_text() == "<lora:ink:0.7:hr=0.5:lbw=OUTS:hx>"
+    assert visit.prompt_text() == "<lora:ink:0.7:hr=0.5:lbw=OUTS:lbwe=PROJDEEPOFF:hx>"
 
 
 @browser
@@ -341,6 +344,8 @@ WEIGHED = [
     ("<lora:x:1:step=5-1|5>", "Down", 2, "<lora:x:1:step=5-13>"),
     ("<lora:x:1:stop=0.5|>", "Up", 1, "<lora:x:1:stop=0.55>"),
     ("<hypernet:h:0.5|>", "Up", 1, "<hypernet:h:0.6>"),
+    ("<lllite:h:0.5|>", "Up", 1, "<lllite:h:0.6>"),
+    ("<lllite:h:0.5:stop=0.5|>", "Down", 1, "<lllite:h:0.5:stop=0.45>"),
     ("a b|ig cat", "Up", 1, "a (big:1.1) cat"),
     ("a b|ig cat", "Up", 3, "a (big:1.3) cat"),
     ("a (b|ig:1.1) cat", "Down", 1, "a big cat"),

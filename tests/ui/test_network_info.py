@@ -21,6 +21,7 @@ from extensions_lib.library import Entry, Library
 from extensions_lib.models.families import SD15, SDXL_BASE, Structure
 from extensions_lib.models.names import canonical_layers
 from extensions_lib.ui.cards import cards_html
+from extensions_lib.ui.file_report import LISTED, match
 from extensions_lib.ui.generate_tab import Room
 from extensions_lib.ui.network_info import (
     TAGS_SHOWN,
@@ -28,10 +29,10 @@ from extensions_lib.ui.network_info import (
     about_html,
     frequent_tags,
     hashes_html,
-    match,
 )
 from extensions_lib.ui.networks_panel import Shelf
 from extensions_lib.ui.standalone import add_network_routes
+from tests.tiny import tiny_checkpoint
 
 EVIL = "\"'><script>evil()</script></title>"
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,7 +89,8 @@ def test_it_tells_what_the_file_and_the_person_say(tmp_path: Path) -> None:
     html = about_html(about(entry_of(tmp_path / "n.safetensors", None, metadata, user), None))
     said = plain(html)
     assert "File n.safetensors" in said
-    assert "Kind LoRA Rank 4 Base SD1 Layers 16 Preferred weight 0.8" in said
+    assert "Kind LoRA Rank 4 Base SD1 Names kohya Layers 16 in the UNet" in said
+    assert "Preferred weight 0.8" in said
     assert re.findall(r'data-insert="([^"]*)"', html) == ["furry", "mycat", "cat", "red, hat"]
     assert "cat 10" in said and "red, hat 9" in said
     assert "Notes d soft" in said
@@ -134,10 +136,56 @@ def test_layers_are_held_against_the_checkpoint(structure: Structure) -> None:
     shapes[first] = (4, 7)
     found = match(shapes, structure)
     assert found.fitting == len(lora(structure)) // 2 - 1
-    assert len(found.strange) == 2
-    assert any("another size" in line for line in found.strange)
+    assert len(found.strange) == 1 and "another size" in found.strange[0]
     other = match(lora(structure), SDXL_BASE if structure is SD15 else SD15)
     assert other.fitting == 0 and len(other.strange) == len(lora(structure)) // 2
+
+
+ODD = {
+    "lora_unet_nowhere.lora_up.weight": (4, 4),
+    "lora_unet_up_blocks_1_attentions_0_proj_in.lora_up.weight": (4, 4),
+    "lora_ema.x.lora_up.weight": (4, 4),
+    "bundle_emb.mycat.emb_params": (2, 768),
+}
+
+
+def test_what_of_a_file_is_no_use_is_counted_and_listed(tmp_path: Path) -> None:
+    first = next(iter(lora()))
+    shapes = {**lora(), **ODD, first: (4, 7)}
+    checkpoint = tmp_path / "models" / "c.safetensors"
+    tiny_checkpoint(checkpoint)
+    entry = entry_of(tmp_path / "n.safetensors", shapes)
+    alone, told = (about_html(about(entry, each)) for each in (None, checkpoint))
+    count = len(lora()) // 2
+    assert f"Layers {count} in the UNet · 1 not understood · 1 left out Emb" in plain(alone)
+    assert "Embeddings in it mycat" in plain(alone)
+    assert "checkpoint" not in plain(alone)
+    assert "1 left out none fits Emb" in plain(told)  # all of them have other widths
+    lists = dict(re.findall(r"<summary><span>(.*?)</span>.*?</summary>(.*?)</details>", told))
+    assert list(lists) == [
+        "Not understood",
+        "Left out",
+        "Layers that do not fit",
+        "How it was read",
+    ]
+    assert "lora_unet_nowhere" in lists["Not understood"]
+    assert "proj_in: has lora_up.weight without lora_down.weight" in lists["Left out"]
+    assert lists["Layers that do not fit"].count("<li>") == count
+    assert "1 averaged (EMA)" in lists["How it was read"]
+
+
+def test_a_long_list_says_how_much_more_there_is(tmp_path: Path) -> None:
+    shapes = {f"lora_unet_nowhere_{n}.lora_up.weight": (4, 4) for n in range(LISTED + 7)}
+    html = about_html(about(entry_of(tmp_path / "n.safetensors", {**lora(), **shapes}), None))
+    assert html.count("<li>") == LISTED + 1 and "… + 7" in html and f"({LISTED + 7})" in html
+
+
+def test_a_network_for_another_family_says_so(tmp_path: Path) -> None:
+    name = "lora_unet_double_blocks_0_img_attn_qkv"
+    shapes = {f"{name}.lora_up.weight": (9, 4), f"{name}.lora_down.weight": (4, 3)}
+    said = plain(about_html(about(entry_of(tmp_path / "n.safetensors", shapes), None)))
+    assert "Base Flux cannot be used here" in said
+    assert "Not understood (1)" in said
 
 
 @pytest.mark.parametrize(

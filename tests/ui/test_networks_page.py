@@ -65,13 +65,47 @@ def test_sorting_and_folders(visit: Visit, data: Path) -> None:
     assert visit.complaints == []
 
 
+MANY = """(count) => {
+    const list = document.querySelector(".crucible-cards");
+    const many = list.cloneNode(false);
+    for (let number = 0; number < count; number += 1) {
+        const slot = list.firstElementChild.cloneNode(true);
+        const name = `n${String(number).padStart(4, "0")}`;
+        slot.dataset.search = slot.firstElementChild.dataset.name = name;
+        slot.hidden = false;
+        many.append(slot);
+    }
+    list.replaceWith(many);
+}"""
+
+
+def test_of_thousands_of_cards_those_scrolled_to_are_shown(visit: Visit) -> None:
+    visit.tab("Networks")
+    visit.prompt("a cat <lora:n2999:1>")
+    visit.page.evaluate(MANY, 3000)
+    visit.page.locator(".crucible-slot[hidden]").first.wait_for(state="attached")
+    first = names(visit)
+    assert 30 < len(first) < 300 and first == [f"n{place:04}" for place in range(len(first))]
+    visit.page.evaluate("document.querySelector('.crucible-cards').scrollTop = 1e6")
+    visit.page.locator(".crucible-slot:not([hidden])").nth(len(first)).wait_for()
+    more = names(visit)
+    assert more == [f"n{place:04}" for place in range(len(more))] and len(more) > len(first)
+    visit.page.locator("#crucible-search").fill("n29")
+    found = names(visit)
+    assert found == [f"n{place}" for place in range(2900, 3000)]
+    assert visit.card("n2999").get_attribute("aria-pressed") == "true"
+    visit.card("n2999").click()
+    assert visit.prompt_text() == "a cat"
+    assert visit.complaints == []
+
+
 def test_popup_tells_and_inserts_and_lets_nothing_in(visit: Visit) -> None:
     visit.tab("Networks")
     visit.prompt("a cat <lora:paint:1>")
     popup = about(visit, "ink")
     assert visit.prompt_text() == "a cat <lora:paint:1>"  # the card was not toggled
     said = popup.inner_text()
-    for text in ("styles/ink.safetensors", "LoRA", "0.7", "fit the checkpoint", "1 do not"):
+    for text in ("styles/ink.safetensors", "LoRA", "0.7", "fit the checkpoint", "1 not understood"):
         assert text in said, said
     assert EVIL in said  # as text
     assert visit.page.evaluate("window.evil") is None

@@ -10,7 +10,8 @@ import pytest
 
 from extensions_lib.errors import CrucibleError, Stopped
 from extensions_lib.hosts.base import GenerationRequest, GenerationResult, Progress
-from extensions_lib.ui.studio import Studio, Update
+from extensions_lib.ui.jobs import Update
+from extensions_lib.ui.studio import Studio
 
 WAIT = 30.0
 

@@ -76,7 +76,8 @@ def test_the_shortest_tag_that_says_the_same(visit: Visit) -> None:
         if "in=3" not in text and "X" not in text:  # which there have no meaning, or are in x
             same(text, short)
     # What is random or unreadable stays, in its own words.
-    for odd in ("<lora:x:1:lbw=R,U,1>", "<lora:x:1:wow=2>", "<lora:x:0.5:step=5>"):
+    elements = "<lora:x:1:lbw=MIDD:lbwe=NOT IN05-OUT05:attn proj:0,M00:ff:0.5>"
+    for odd in ("<lora:x:1:lbw=R,U,1>", "<lora:x:1:wow=2>", "<lora:x:0.5:step=5>", elements):
         assert rewritten(visit, [odd]) == [odd]
     assert visit.complaints == []
 

@@ -17,6 +17,7 @@ from extensions_lib.library import Library
 from extensions_lib.ui import webui_editor as editor
 from extensions_lib.ui.webui_networks import _prompt
 from tests.hosts.conftest import tiny_lora
+from tests.tiny import tiny_checkpoint
 
 TRAINING = {
     "ss_output_name": "other",
@@ -169,11 +170,14 @@ class _WebUIsEditor:
 
 
 @pytest.fixture
-def popup(session: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def popup(session: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     webui: Any = ModuleType("modules.ui_extra_networks_user_metadata")
     webui.UserMetadataEditor = _WebUIsEditor
     package: Any = ModuleType("modules")
     package.ui_extra_networks_user_metadata = webui
+    chosen = SimpleNamespace(filename=str(tiny_checkpoint(tmp_path / "models" / "c.safetensors")))
+    package.sd_models = SimpleNamespace(checkpoint_aliases={"c": chosen})
+    package.shared = SimpleNamespace(opts=SimpleNamespace(sd_model_checkpoint="c"))
     monkeypatch.setitem(sys.modules, "modules", package)
     monkeypatch.setitem(sys.modules, "modules.ui_extra_networks_user_metadata", webui)
     made = editor.make_editor(session, SimpleNamespace(name="lora"), None, "txt2img")
@@ -201,6 +205,22 @@ def test_the_popup_shows_and_saves(popup: Any, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "trained.json").read_text()) == {
         "notes": "new", "preferred weight": 0.5}  # fmt: skip
     assert _shown(popup, "trained")["notes"] == "new"
+
+
+def test_the_popup_tells_what_of_the_file_is_no_use(
+    popup: Any, session: Any, tmp_path: Path
+) -> None:
+    facts = _shown(popup, "plain")["facts"]
+    assert "fit the checkpoint" in facts and "<details" not in facts
+    assert facts.count("<th>Base") == facts.count("<th>Kind:") == 1
+    tensors = load_file(tmp_path / "plain.safetensors")
+    more = {"lora_unet_<b>nowhere.lora_up.weight": next(iter(tensors.values())).clone()}
+    save_file({**tensors, **more}, tmp_path / "plain.safetensors")
+    facts = _shown(popup, "plain")["facts"]
+    assert "<span>1</span> <span>not understood</span>" in facts
+    assert "<li>lora_unet_&lt;b&gt;nowhere</li>" in facts
+    sys.modules["modules"].shared.opts.sd_model_checkpoint = None  # type: ignore[attr-defined]
+    assert "checkpoint" not in _shown(popup, "plain")["facts"]
 
 
 def test_a_network_without_tags_shows_no_field_for_them(popup: Any) -> None:

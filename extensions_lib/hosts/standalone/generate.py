@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,16 +16,20 @@ from torch import Tensor
 
 from extensions_lib.errors import Stopped
 from extensions_lib.hosts.base import GenerationRequest, GenerationResult, OnProgress, Progress
+from extensions_lib.hosts.control import KIND as LLLITE
+from extensions_lib.hosts.control import ControlTags
 from extensions_lib.hosts.embeddings import Embeddings
 from extensions_lib.hosts.hypernetworks import KIND as HYPERNET
 from extensions_lib.hosts.hypernetworks import HypernetworkTags
-from extensions_lib.hosts.networks import Applied, Networks
+from extensions_lib.hosts.networks import Applied, Networks, Sampling
 from extensions_lib.hosts.standalone.aesthetic import KIND as AESTHETIC
 from extensions_lib.hosts.standalone.aesthetic import Aesthetic, Aesthetics
 from extensions_lib.hosts.standalone.guided import GuidedModel
 from extensions_lib.hosts.standalone.order import Order, order
 from extensions_lib.hosts.standalone.samplers import Plan
 from extensions_lib.hosts.standalone.text import Guidance, TextEncoder, tokens
+from extensions_lib.patching.active import ActiveSet
+from extensions_lib.patching.room import Room, from_gigabytes
 from extensions_lib.prompts.infotext import write_hashes, write_infotext
 from extensions_lib.prompts.tags import NetworkRequest, network_requests
 
@@ -41,6 +46,7 @@ class Shelves(Protocol):
     """Where the files lie: the host."""
 
     root: Path
+    originals: float | None  # GB of clean weights that stay on the device (None: as it has room)
 
     @property
     def library(self) -> Library: ...
@@ -54,6 +60,9 @@ class Shelves(Protocol):
     @property
     def aesthetics(self) -> Library: ...
 
+    @property
+    def lllites(self) -> Library: ...
+
 
 class Generator:
     """Makes pictures with one loaded model; one call at a time."""
@@ -62,14 +71,23 @@ class Generator:
         self.model = model
         self.embeddings = Embeddings(model.structure, shelves.embeddings, tokens)
         self.text = TextEncoder(model, self.embeddings)
-        self.networks = Networks(model, shelves.library)
+        room = Room(lambda: from_gigabytes(shelves.originals))
+        self.networks = Networks(model, shelves.library, ActiveSet(model, room))
         self.hypernetworks = HypernetworkTags(model, shelves.hypernetworks)
+        self.control = ControlTags(model, shelves.lllites)
         self.aesthetics = Aesthetics(model, shelves.aesthetics, shelves.root / "models")
+
+    def park(self) -> None:
+        """Takes everything off the model; the same networks come back without computing."""
+        self.networks.park()
+        self.hypernetworks.release()
+        self.control.release()
 
     def release(self) -> None:
         """Takes everything off the model and frees its memory."""
         self.networks.release()
         self.hypernetworks.release()
+        self.control.release()
 
     def generate(
         self,
@@ -84,31 +102,65 @@ class Generator:
         be met, and Stopped when nothing was finished.
         """
         definite = order(request, default_size)
-        prompt, wanted, problems = network_requests(request.prompt)
-        result = GenerationResult(messages=[each.message for each in problems])
-        result.messages += definite.notes
+        result = GenerationResult()
+        read = {prompt: _Prompt(prompt) for prompt in dict.fromkeys(definite.prompts)}
+        for prompt in read.values():
+            _say(result, prompt.problems)
+        _say(result, definite.notes)
         clock = _Clock(definite, on_progress, stop or threading.Event())
-        with torch.inference_mode():
-            of_kind = partial(_of_kind, wanted)
-            applied = self.networks.apply(of_kind())
-            result.messages += applied.messages
-            result.messages += self.hypernetworks.apply(of_kind(HYPERNET))
-            wishes, wrong = self.aesthetics.find(of_kind(AESTHETIC))
-            result.messages += wrong
-            self.embeddings.begin(applied.bundled)
-            guidance = self._guidance(prompt, definite, applied, wishes)
-            result.messages += self.embeddings.messages
-            result.messages += self._suggestions()
+        with torch.inference_mode(), self.control:
             try:
-                for seeds in definite.batches():
-                    latents = self._sample(definite, guidance, seeds, clock)
-                    self._finish(latents, seeds, definite, applied, result, clock)
+                for run in _runs(definite, read):
+                    prompts = [read[definite.prompts[number]] for number in run]
+                    self._prepare(prompts, definite, result)
+                    seeds = [definite.seeds[number] for number in run]
+                    latents = self._sample(definite, prompts, seeds, clock)
+                    self._finish(latents, prompts, seeds, definite, result, clock)
             except Stopped:
                 if not result.images:
                     raise
                 made, planned = len(result.images), len(definite.seeds)
                 result.messages.append(f"Stopped: {made} of {planned} pictures are finished.")
+            _say(result, self.control.remarks())
         return result
+
+    def _prepare(
+        self, prompts: Sequence[_Prompt], definite: Order, result: GenerationResult
+    ) -> None:
+        """Puts in force what each prompt of a batch asks for, and encodes it.
+
+        Their hypernetworks and control networks are the same.
+        """
+        area, rows = definite.width * definite.height // 64, 2 * len(prompts)
+        applied = self.networks.apply_each(
+            [prompt.of_kind() for prompt in prompts],
+            sampling=Sampling(definite.evaluations, rows, area),
+        )
+        for each in applied:
+            _say(result, each.messages)
+        _say(result, self.hypernetworks.apply(prompts[0].of_kind(HYPERNET)))
+        _say(result, self.control.remarks())
+        told = prompts[0].of_kind(LLLITE)
+        others = any(f"<{LLLITE}:" in prompt for prompt in definite.prompts)
+        picture = definite.request.control if told or not others else None
+        _say(result, self.control.apply(told, picture))
+        for number, (prompt, each) in enumerate(zip(prompts, applied, strict=True)):
+            if prompt.guidance is None:
+                self.networks.encode_for(number)
+                self._encode(prompt, each, definite, result)
+
+    def _encode(
+        self, prompt: _Prompt, applied: Applied, definite: Order, result: GenerationResult
+    ) -> None:
+        """Encodes a prompt by the text encoders as they are now."""
+        wishes, wrong = self.aesthetics.find(prompt.of_kind(AESTHETIC))
+        _say(result, wrong)
+        self.embeddings.begin(applied.bundled)
+        prompt.guidance = self._guidance(prompt.text, definite, applied, wishes)
+        _say(result, self.embeddings.messages)
+        _say(result, self._suggestions())
+        named = {name: short for name, short in self.embeddings.used.items() if short}
+        prompt.hashes, prompt.embedding_hashes = write_hashes(applied.hashes), write_hashes(named)
 
     def _suggestions(self) -> list[str]:
         return [
@@ -134,7 +186,11 @@ class Generator:
         return encode(prompt, request.negative)
 
     def _sample(
-        self, definite: Order, guidance: Guidance, seeds: Sequence[int], clock: _Clock
+        self,
+        definite: Order,
+        prompts: Sequence[_Prompt],
+        seeds: Sequence[int],
+        clock: _Clock,
     ) -> Tensor:
         """Finished latents [pictures, 4, h/8, w/8] in float32.
 
@@ -145,7 +201,8 @@ class Generator:
         plan = Plan(
             definite.sampler, definite.kind, definite.request.steps, model.schedule, model.device
         )
-        guided = GuidedModel(model, guidance, definite.request.cfg, len(seeds), size)
+        guidances = [prompt.guidance for prompt in prompts if prompt.guidance is not None]
+        guided = GuidedModel(model, guidances, definite.request.cfg, size, self.networks.rows)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         shape = (4, definite.height // 8, definite.width // 8)
         noise = torch.stack([torch.randn(shape, generator=each) for each in generators])
@@ -154,6 +211,7 @@ class Generator:
         for index in range(len(plan)):
             clock.check()
             self.networks.at(index, len(plan))
+            self.control.at(index, len(plan))
             scaled = plan.scale(sample, index)
             output = guided(scaled, plan.timesteps[index], index)
             sample = plan.advance(output, index, sample, generators)
@@ -168,16 +226,15 @@ class Generator:
     def _finish(
         self,
         latents: Tensor,
+        prompts: Sequence[_Prompt],
         seeds: Sequence[int],
         definite: Order,
-        applied: Applied,
         result: GenerationResult,
         clock: _Clock,
     ) -> None:
         """Decodes a batch, picture by picture, and writes it down with its infotext."""
-        request, hashes = definite.request, write_hashes(applied.hashes)
-        named = {name: short for name, short in self.embeddings.used.items() if short}
-        for latent, seed in zip(latents, seeds, strict=True):
+        negative = definite.request.negative
+        for latent, prompt, seed in zip(latents, prompts, seeds, strict=True):
             if not bool(torch.isfinite(latent).all()):
                 result.messages.append(
                     f"The picture with seed {seed} came out as no numbers at all (NaN): try other "
@@ -188,10 +245,10 @@ class Generator:
                 seed,
                 model_hash=self.model.hash,
                 model=self.model.name,
-                hashes=hashes,
-                embedding_hashes=write_hashes(named),
+                hashes=prompt.hashes,
+                embedding_hashes=prompt.embedding_hashes,
             )
-            result.infotexts.append(write_infotext(request.prompt, request.negative, settings))
+            result.infotexts.append(write_infotext(prompt.whole, negative, settings))
             result.seeds.append(seed)
             clock.finished_one()
 
@@ -213,10 +270,44 @@ class Generator:
         return self.decode(latent)
 
 
-def _of_kind(requests: Sequence[NetworkRequest], kind: str | None = None) -> list[NetworkRequest]:
-    """The requests of one kind; None: of all that have no handler of their own."""
-    own = (HYPERNET, AESTHETIC)
-    return [each for each in requests if each.kind == kind or (not kind and each.kind not in own)]
+class _Prompt:
+    """A prompt read; `guidance` and the hashes of its infotext are there once it is encoded."""
+
+    def __init__(self, whole: str) -> None:
+        self.whole = whole
+        self.text, self._wanted, problems = network_requests(whole)
+        self.problems = [each.message for each in problems]
+        self.guidance: Guidance | None = None
+        self.hashes = self.embedding_hashes = ""
+
+    def of_kind(self, kind: str | None = None) -> list[NetworkRequest]:
+        """The requests of one kind; None: of all that have no handler of their own."""
+        own = (HYPERNET, AESTHETIC, LLLITE)
+        return [
+            each
+            for each in self._wanted
+            if each.kind == kind or (not kind and each.kind not in own)
+        ]
+
+
+def _runs(definite: Order, read: Mapping[str, _Prompt]) -> Iterator[list[int]]:
+    """The numbers of the pictures that are sampled together.
+
+    A batch is cut where pictures differ in what a forward pass has for all of its samples.
+    """
+
+    def whole(number: int) -> list[list[NetworkRequest]]:
+        prompt = read[definite.prompts[number]]
+        return [prompt.of_kind(kind) for kind in (HYPERNET, LLLITE)]
+
+    for batch in definite.batches():
+        for _, run in groupby(batch, whole):
+            yield list(run)
+
+
+def _say(result: GenerationResult, messages: Iterable[str]) -> None:
+    """Adds what has not been said yet."""
+    result.messages += [each for each in messages if each not in result.messages]
 
 
 class _Clock:

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extensions_lib.errors import FileProblem, Stopped
+from extensions_lib.errors import CrucibleError, FileProblem
 from extensions_lib.hosts.base import GenerationRequest, GenerationResult, OnProgress
+from extensions_lib.hosts.standalone.turns import Turns
 
 if TYPE_CHECKING:
     from extensions_lib.hosts.embeddings import Embeddings
@@ -31,16 +32,16 @@ CFG_KEY = "crucible.cfg"  # likewise: the CFG scale that suits it
 SIZE_KEY = "crucible.size"  # in a checkpoint's metadata: "512" or "512x768", width first
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _SIZE = re.compile(r"\s*(\d+)(?:\s*[x×]\s*(\d+))?\s*")
-_POLL_SECONDS = 0.1
 
 
 class StandaloneHost:
     """Samples with diffusers.
 
-    `root` holds models/Stable-diffusion, models/demo, models/Lora, models/hypernetworks and
-    embeddings (or models/embeddings).
+    `root` holds models/Stable-diffusion, models/demo, models/Lora, models/ControlNet,
+    models/hypernetworks and embeddings (or models/embeddings).
     `checkpoint` None takes the demo checkpoint, or else the first one found. `threads` sets how
-    many CPU threads torch uses (None: torch's own choice). Calls queue: one user at a time.
+    many CPU threads torch uses (None: torch's own choice), `originals` how many GB of clean weights
+    stay on the device beside merged ones (None: as it has room). Calls queue: one user at a time.
     """
 
     name = "Crucible"
@@ -52,11 +53,13 @@ class StandaloneHost:
         *,
         threads: int | None = None,
         device: str | None = None,
+        originals: float | None = None,
     ) -> None:
-        self.root = Path(root)
+        self.root, self.originals = Path(root), originals
         self._threads = threads
         self._device = device
-        self._lock = threading.RLock()
+        self._turns = Turns()
+        self._reserved = ""
         self._generator: Generator | None = None
         self._libraries: dict[str, Library] = {}
         self._shelving = threading.Lock()
@@ -102,12 +105,17 @@ class StandaloneHost:
     def use_checkpoint(self, name: Path | str) -> None:
         """Switches to another checkpoint; the old model is freed, the new one loads when needed.
 
-        Raises FileProblem when there is no such file.
+        Raises FileProblem when there is no such file, CrucibleError while one is reserved.
         """
         path = self.find_checkpoint(name)
-        with self._lock:
+        with self._turns.turn():
             if self._path is not None and path.resolve() == self._path.resolve():
                 return
+            if self._reserved:
+                raise CrucibleError(
+                    f"{self._reserved} uses {self.checkpoint.name}: stop it before you switch to "
+                    f"{path.name}."
+                )
             self._unload()
             self._path = path
 
@@ -170,6 +178,11 @@ class StandaloneHost:
         """The aesthetic embeddings; made at first use."""
         return self._shelved("aesthetics")
 
+    @property
+    def lllites(self) -> Library:
+        """The ControlNet-LLLite files; made at first use."""
+        return self._shelved("lllites")
+
     def _shelved(self, kind: str) -> Library:
         # its own lock: a page asks for these while a picture is made
         with self._shelving:
@@ -178,6 +191,7 @@ class StandaloneHost:
                     AESTHETICS,
                     EMBEDDINGS,
                     HYPERNETWORKS,
+                    LLLITES,
                     NETWORKS,
                     Library,
                 )
@@ -191,6 +205,7 @@ class StandaloneHost:
                     ),
                     "hypernetworks": ([models / "hypernetworks"], HYPERNETWORKS),
                     "aesthetics": ([models / "aesthetic_embeddings"], AESTHETICS),
+                    "lllites": ([models / "ControlNet", *self.network_folders()], LLLITES),
                 }[kind]
                 self._libraries[kind] = Library(folders, self.root / "cache", shelf)
             return self._libraries[kind]
@@ -217,8 +232,23 @@ class StandaloneHost:
 
     def model(self) -> LoadedModel:
         """The loaded checkpoint. Raises FileProblem when it cannot be loaded."""
-        with self._lock:
+        with self._turns.turn():
             return self._ready().model
+
+    @contextmanager
+    def reserved(self, user: str) -> Iterator[None]:
+        """Until the block ends the checkpoint in use stays. Raises CrucibleError where it is taken.
+
+        `user` is who has it, in words.
+        """
+        with self._turns.turn():
+            if self._reserved:
+                raise CrucibleError(f"{self._reserved} has the checkpoint: stop it first, or wait.")
+            self._path, self._reserved = self.checkpoint, user
+        try:
+            yield
+        finally:
+            self._reserved = ""
 
     @contextmanager
     def exclusive(self, stop: threading.Event | None = None) -> Iterator[LoadedModel]:
@@ -226,9 +256,9 @@ class StandaloneHost:
 
         Raises Stopped when `stop` is set while another caller has it.
         """
-        with self._turn(stop):
+        with self._turns.turn(stop):
             generator = self._ready()
-            generator.release()
+            generator.park()
             yield generator.model
 
     def generate(
@@ -241,24 +271,13 @@ class StandaloneHost:
 
         Raises CrucibleError for what cannot be made, Stopped when nothing was finished.
         """
-        with self._turn(stop):
+        with self._turns.turn(stop):
             return self._ready().generate(request, self.default_size(), on_progress, stop)
 
     def close(self) -> None:
         """Frees the model; it loads again when needed."""
-        with self._lock:
+        with self._turns.turn():
             self._unload()
-
-    @contextmanager
-    def _turn(self, stop: threading.Event | None) -> Iterator[None]:
-        """Waits for the model; gives up with Stopped when `stop` is set first."""
-        while not self._lock.acquire(timeout=_POLL_SECONDS):
-            if stop is not None and stop.is_set():
-                raise Stopped("Stopped while waiting for another job.")
-        try:
-            yield
-        finally:
-            self._lock.release()
 
     def _ready(self) -> Generator:
         if self._generator is None:

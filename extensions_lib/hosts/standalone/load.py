@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +14,12 @@ from torch import Tensor, nn
 from extensions_lib.errors import FileProblem
 from extensions_lib.files.checkpoints import Checkpoint, read_checkpoint
 from extensions_lib.files.hashes import sha256_file
-from extensions_lib.models.families import Family, Structure, TextShape, UNetShape, VAEShape
+from extensions_lib.models.built import IMAGE_SIZE, VAE_SCALE, text_model, unet_model, vae_model
+from extensions_lib.models.families import Family
+from extensions_lib.models.layouts import component_states
 from extensions_lib.models.loaded import LoadedModel, NoiseSchedule, Prediction
-from extensions_lib.models.names import canonical_layers, component_of, places
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel
 
 log = logging.getLogger(__name__)
-
-_VAE_SCALE = {Family.SD1: 0.18215, Family.SD2: 0.18215, Family.SDXL: 0.13025}
-_IMAGE_SIZE = {Family.SD1: 512, Family.SD2: 768, Family.SDXL: 1024}
 
 
 def load_checkpoint(
@@ -55,16 +49,16 @@ def load_checkpoint(
     if structure.vae is None:
         raise FileProblem(f"{path}: has no VAE in it; bake one in, or use the full file")
     config = checkpoint.config
-    vae_scale = (config and config.vae_scale) or _VAE_SCALE[structure.family]
+    vae_scale = (config and config.vae_scale) or VAE_SCALE[structure.family]
     states = component_states(checkpoint.tensors, structure)
     upcast_vae = structure.family is Family.SDXL and dtype == torch.float16
-    unet = _filled(_unet(structure, path), states["unet"], device, dtype)
+    unet = _filled(unet_model(structure, str(path)), states["unet"], device, dtype)
     texts = tuple(
-        _filled(_text_encoder(shape), states[component], device, dtype)
+        _filled(text_model(shape), states[component], device, dtype)
         for component, shape in zip(structure.text_components, structure.texts, strict=True)
     )
     vae = _filled(
-        _vae(structure.vae, vae_scale, _IMAGE_SIZE[structure.family]),
+        vae_model(structure.vae, vae_scale, IMAGE_SIZE[structure.family]),
         states["vae"],
         device,
         torch.float32 if upcast_vae else dtype,
@@ -85,29 +79,6 @@ def load_checkpoint(
         metadata=checkpoint.metadata,
         notes=_notes(checkpoint),
     )
-
-
-def component_states(
-    tensors: Mapping[str, Tensor], structure: Structure
-) -> dict[str, dict[str, Tensor]]:
-    """Checkpoint tensors (ldm keys) as one diffusers/transformers state dict a component.
-
-    The tensors are views of the given ones: parts of fused attention weights, 1x1 convolutions
-    as linear weights and the reverse, the text projection transposed.
-    """
-    there, here = places(structure, "ldm"), places(structure, "diffusers")
-    states: dict[str, dict[str, Tensor]] = {}
-    for canonical, info in canonical_layers(structure).items():
-        source, target = there[canonical], here[canonical]
-        state = states.setdefault(component_of(canonical), {})
-        rows = source.rows if source.rows is not None else slice(None)
-        weight = tensors[source.key][rows]
-        if source.transposed:
-            weight = weight.T
-        state[f"{target.within}.weight"] = weight.reshape(info.shape)
-        if info.bias:
-            state[f"{target.within}.bias"] = tensors[source.bias_key][rows]
-    return states
 
 
 @torch.no_grad()
@@ -144,93 +115,6 @@ def _filled(
         owner = model.get_submodule(name.rpartition(".")[0])
         owner.position_ids = torch.arange(buffer.shape[-1], device=device).unsqueeze(0)
     return model.eval().requires_grad_(False)
-
-
-def _unet(structure: Structure, path: Path) -> UNet2DConditionModel:
-    from diffusers import UNet2DConditionModel
-
-    shape = structure.unet
-    depths = [depth or 1 for depth in shape.transformer_depth]
-    # diffusers takes the middle block's depth from the last level.
-    if shape.attention[-1] and shape.transformer_depth[-1] != shape.middle_depth:
-        raise FileProblem(
-            f"{path}: the middle of the UNet has {shape.middle_depth} transformer blocks and its "
-            f"last level {shape.transformer_depth[-1]}; this host needs them equal"
-        )
-    depths[-1] = shape.middle_depth
-    size = _IMAGE_SIZE[structure.family] // 8
-    with torch.device("meta"):
-        return UNet2DConditionModel(
-            sample_size=size,
-            in_channels=shape.in_channels,
-            out_channels=shape.out_channels,
-            down_block_types=_block_types(shape, "Down"),
-            up_block_types=_block_types(shape, "Up")[::-1],
-            block_out_channels=shape.channels,
-            layers_per_block=shape.num_res_blocks,
-            transformer_layers_per_block=tuple(depths),
-            # The name notwithstanding, diffusers reads head counts here.
-            attention_head_dim=shape.level_heads,
-            cross_attention_dim=shape.context_dim,
-            use_linear_projection=shape.linear_projection,
-            upcast_attention=structure.family is Family.SD2,
-            **_size_embedding(shape),
-        )
-
-
-def _block_types(shape: UNetShape, way: str) -> tuple[str, ...]:
-    return tuple(
-        f"CrossAttn{way}Block2D" if attention else f"{way}Block2D" for attention in shape.attention
-    )
-
-
-def _size_embedding(shape: UNetShape) -> dict[str, Any]:
-    if shape.adm_in_channels is None:
-        return {}
-    return {
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": shape.adm_in_channels,
-    }
-
-
-def _vae(shape: VAEShape, scale: float, size: int) -> AutoencoderKL:
-    from diffusers import AutoencoderKL
-
-    levels = len(shape.channel_mult)
-    with torch.device("meta"):
-        return AutoencoderKL(
-            in_channels=shape.image_channels,
-            out_channels=shape.image_channels,
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
-            block_out_channels=tuple(shape.channels * mult for mult in shape.channel_mult),
-            layers_per_block=shape.num_res_blocks,
-            latent_channels=shape.latent_channels,
-            sample_size=size,
-            scaling_factor=scale,
-        )
-
-
-def _text_encoder(shape: TextShape) -> CLIPTextModel:
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    config = CLIPTextConfig(
-        vocab_size=shape.vocab,
-        hidden_size=shape.width,
-        intermediate_size=shape.mlp,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        max_position_embeddings=shape.positions,
-        hidden_act="quick_gelu" if shape.kind == "clip" else "gelu",
-        projection_dim=shape.projection or shape.width,
-        # The last two tokens of every CLIP vocabulary mark start and end.
-        bos_token_id=shape.vocab - 2,
-        eos_token_id=shape.vocab - 1,
-    )
-    model = CLIPTextModel if shape.projection is None else CLIPTextModelWithProjection
-    with torch.device("meta"):
-        return model(config)
 
 
 def _schedule(checkpoint: Checkpoint, unet: nn.Module) -> NoiseSchedule:

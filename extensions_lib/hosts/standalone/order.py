@@ -22,7 +22,10 @@ LAST_SEED = 2**63 - 1
 
 @dataclass(frozen=True)
 class Order:
-    """What will be made: `seeds` has one entry a picture, `notes` sentences for the person."""
+    """What will be made: `seeds` and `prompts` have one entry a picture.
+
+    `notes` are sentences for the person.
+    """
 
     request: GenerationRequest
     width: int
@@ -30,6 +33,7 @@ class Order:
     sampler: Sampler
     kind: str
     seeds: tuple[int, ...]
+    prompts: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
     @property
@@ -37,10 +41,10 @@ class Order:
         """WebUI's count of model evaluations, on which prompt editing is laid out."""
         return self.request.steps * (2 if self.sampler.second_order else 1)
 
-    def batches(self) -> list[tuple[int, ...]]:
-        """The seeds of each batch."""
-        size = self.request.batch_size
-        return [self.seeds[start : start + size] for start in range(0, len(self.seeds), size)]
+    def batches(self) -> list[range]:
+        """The numbers of the pictures in each batch."""
+        size, count = self.request.batch_size, len(self.seeds)
+        return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
     def settings(
         self,
@@ -99,7 +103,12 @@ def order(request: GenerationRequest, default_size: tuple[int, int]) -> Order:
     first = request.seed if request.seed >= 0 else random.SystemRandom().randrange(2**32)
     count = request.batch_size * request.batch_count
     seeds = tuple((first + index) % (LAST_SEED + 1) for index in range(count))
-    return Order(request, width, height, sampler, kind, seeds, tuple(notes))
+    prompts = request.prompts or (request.prompt,) * count
+    if len(prompts) != count:
+        raise CrucibleError(
+            f"{len(prompts)} prompts for {count} pictures; give one for each, or one for all."
+        )
+    return Order(request, width, height, sampler, kind, seeds, prompts, tuple(notes))
 
 
 def _within(name: str, value: float, bounds: tuple[float, float]) -> None:

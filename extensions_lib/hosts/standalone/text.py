@@ -167,6 +167,19 @@ class TextEncoder:
             self._memory.popitem(last=False)
         return encoded
 
+    def fresh(
+        self, texts: Sequence[str], *, clip_skip: int = 1, chunks: int | None = None
+    ) -> list[Conditioning]:
+        """Texts of their own, each encoded alone and not remembered, with gradients where wanted.
+
+        `chunks`: what is beyond so many times 75 tokens is cut off; None: nothing is.
+        """
+        kinds = [shape.kind for shape in self._model.structure.texts]
+        return [
+            self._encode([[self.chunks(text, kind)[:chunks]] for kind in kinds], clip_skip, ())[0]
+            for text in texts
+        ]
+
     def _encode(
         self,
         chunked: Sequence[Sequence[list[Chunk]]],

@@ -1,0 +1,246 @@
+// The browser's part of the Tagger tab, in a WebUI too: what is done inside its own HTML is told to
+// the server through text fields that nobody sees, one order after the other; fields keep their
+// values over a reload; captions are sent to the prompt.
+(() => {
+    "use strict";
+    const KEY = "crucible-tagger";
+    const PATIENCE = 30000; // ms for an answer, after which the next order is sent all the same
+    const tab = () => document.getElementById("crucible-tagger");
+
+    function write(box, text) {
+        const kind = Object.getPrototypeOf(box);
+        Object.getOwnPropertyDescriptor(kind, "value").set.call(box, text);
+        box.dispatchEvent(new Event("input", {bubbles: true}));
+    }
+
+    // --- orders ---------------------------------------------------------------------------------
+
+    // The server acts on what an order finds: so each waits until the one before has been answered.
+    // An answer shows its order's number in the element `<wire>-told`.
+    const lines = {};
+    let number = Date.now(); // another than any before, also after a reload
+
+    class Line {
+        constructor(wire) {
+            this.wire = wire;
+            this.waiting = [];
+            this.open = 0; // the number of the order under way
+            const told = document.getElementById(`${wire}-told`);
+            new MutationObserver(() => this.heard(told)).observe(
+                told, {childList: true, subtree: true, characterData: true, attributes: true});
+        }
+
+        tell(order) {
+            const last = this.waiting[this.waiting.length - 1];
+            if (last && order.newest && last.do === order.do) this.waiting.pop();
+            this.waiting.push(order);
+            this.next();
+        }
+
+        next() {
+            if (this.open || !this.waiting.length) return;
+            const {newest, ...order} = this.waiting.shift();
+            number += 1;
+            this.open = number;
+            this.timer = setTimeout(() => this.ended(), PATIENCE);
+            this.slow = setTimeout(() => tab().classList.add("crucible-busy"), 400);
+            const box = document.querySelector(`#${this.wire} :is(textarea, input)`);
+            write(box, JSON.stringify({...order, number}));
+        }
+
+        heard(told) {
+            const answered = Number(told.querySelector("[data-number]")?.dataset.number ?? 0);
+            if (this.open && answered >= this.open) this.ended();
+        }
+
+        ended() {
+            clearTimeout(this.timer);
+            clearTimeout(this.slow);
+            tab().classList.remove("crucible-busy");
+            this.open = 0;
+            // what the answer changed is on the page by then
+            requestAnimationFrame(() => this.next());
+        }
+    }
+
+    function tell(wire, order) {
+        lines[wire] ??= new Line(wire);
+        lines[wire].tell(order);
+    }
+
+    const wireOf = (element) => element.closest("[data-crucible-wire]").dataset.crucibleWire;
+
+    // What a form holds, by the names of its fields.
+    function filled(form) {
+        const found = Object.fromEntries(new FormData(form));
+        for (const box of form.querySelectorAll("input[type=checkbox]")) found[box.name] = box.checked;
+        return found;
+    }
+
+    function act(element) {
+        const {crucibleDo, value} = element.dataset;
+        const form = element.tagName === "FORM" ? element : element.closest("form[data-crucible-form]");
+        tell(wireOf(element), {do: crucibleDo, ...(form ? filled(form) : {}), value});
+    }
+
+    document.addEventListener("click", (event) => {
+        const element = event.target.closest?.("#crucible-tagger [data-crucible-do]");
+        if (!element || ["FORM", "INPUT", "SELECT"].includes(element.tagName)) return;
+        event.preventDefault();
+        act(element);
+    });
+
+    document.addEventListener("submit", (event) => {
+        const form = event.target.closest?.("#crucible-tagger form");
+        if (!form) return;
+        event.preventDefault();
+        if (form.dataset.crucibleDo) act(form);
+    });
+
+    // A form with `data-crucible-live` tells of every change, when typing pauses.
+    let pause = 0;
+    function changed(event) {
+        const form = event.target.closest?.("#crucible-tagger form[data-crucible-live]");
+        if (!form) return;
+        clearTimeout(pause);
+        const go = () => tell(wireOf(form), {
+            do: form.dataset.crucibleLive, ...filled(form), value: form.dataset.value, newest: true});
+        if (event.type === "change") go();
+        else pause = setTimeout(go, 250);
+    }
+    document.addEventListener("input", changed);
+    document.addEventListener("change", changed);
+
+    // --- values that survive a reload -----------------------------------------------------------
+
+    const SETTLED = 800; // ms in which the fields report their first values as changes
+    const form = {names: null, defaults: null, settled: false, latest: null, reset: null};
+
+    function recall() {
+        try {
+            return JSON.parse(localStorage.getItem(KEY)) ?? {};
+        } catch (unreadable) {
+            return {};
+        }
+    }
+    const kept = recall();
+
+    function keep() {
+        if (!form.latest || !form.names) return;
+        form.names.forEach((name, place) => { kept[name] = form.latest[place]; });
+        try {
+            localStorage.setItem(KEY, JSON.stringify(kept));
+        } catch (refused) {
+            console.info("Crucible: this browser keeps no values between visits.", refused);
+        }
+    }
+
+    const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
+
+    function mark(values) {
+        form.names.forEach((name, place) => {
+            const field = document.getElementById(name);
+            if (!field?.classList.contains("crucible-option")) return;
+            const moved = !same(values[place], form.defaults[place]);
+            field.classList.toggle("crucible-moved", moved);
+            const button = field.querySelector(":scope > .crucible-reset");
+            if (moved === Boolean(button)) return;
+            if (!moved) return void button.remove();
+            const made = document.createElement("button");
+            Object.assign(made, {
+                className: "crucible-reset", type: "button", textContent: "↺", title: "Reset"});
+            made.onclick = () => {
+                form.reset = name;
+                document.getElementById("crucible-tagger-reset").click();
+            };
+            field.append(made);
+        });
+    }
+
+    window.crucibleTagger = {
+        // What the fields begin with: what this browser kept, else `values` as the page has them.
+        restore(values, names) {
+            form.names = names;
+            form.defaults = values;
+            setTimeout(() => {
+                form.settled = true;
+                if (form.latest) keep();
+            }, SETTLED);
+            const found = names.map((name, i) => (Object.hasOwn(kept, name) ? kept[name] : values[i]));
+            setTimeout(mark, SETTLED, found);
+            return found;
+        },
+
+        remember(values) {
+            form.latest = values;
+            if (!form.names) return [];
+            mark(values);
+            if (form.settled) keep();
+            return [];
+        },
+
+        // The values again, one of them as it was at first.
+        reset(values) {
+            const place = form.names.indexOf(form.reset);
+            return values.map((value, i) => (i === place ? form.defaults[i] : value));
+        },
+
+        // Puts a caption into the prompt: of txt2img, on the standalone page of the Generate tab.
+        toPrompt(text) {
+            const box = document.querySelector("#crucible-prompt textarea, #txt2img_prompt textarea");
+            if (!box || !text) return [];
+            write(box, text);
+            if (window.switch_to_txt2img) window.switch_to_txt2img();
+            else document.querySelector("#crucible-tabs > .tab-nav button")?.click();
+            return [];
+        },
+    };
+
+    // --- options --------------------------------------------------------------------------------
+
+    document.addEventListener("input", ({target}) => {
+        if (!target.classList?.contains("crucible-option-search")) return;
+        const place = target.closest(".crucible-options");
+        const words = target.value.toLowerCase().split(/\s+/).filter(Boolean);
+        place.classList.toggle("crucible-searching", words.length > 0);
+        for (const field of place.querySelectorAll(".crucible-option")) {
+            const said = `${field.id} ${field.textContent}`.toLowerCase().replaceAll("_", " ");
+            field.classList.toggle("crucible-off", !words.every((word) => said.includes(word)));
+        }
+    });
+
+    // A number typed beside a slider counts like one that was dragged to.
+    document.addEventListener("change", ({target}) => {
+        if (target.type === "number" && target.closest("#crucible-tagger .gradio-slider, #crucible-tagger .crucible-option")) {
+            target.dispatchEvent(new PointerEvent("pointerup", {bubbles: true}));
+        }
+    });
+
+    // The line across the bars of a preview is a handle of the threshold's slider.
+    let dragged = null;
+    document.addEventListener("pointerdown", (event) => {
+        const line = event.target.closest?.("#crucible-tagger .crucible-bars [data-threshold]");
+        if (!line) return;
+        event.preventDefault();
+        dragged = {rail: line.parentElement.getBoundingClientRect(), slider: line.dataset.threshold};
+        move(event);
+    });
+    function move(event) {
+        const share = (event.clientX - dragged.rail.left) / dragged.rail.width;
+        const value = Math.round(Math.min(1, Math.max(0, share)) * 100) / 100;
+        const box = document.querySelector(`#${dragged.slider} input[type=number]`);
+        if (box && Number(box.value) !== value) write(box, String(value));
+    }
+    document.addEventListener("pointermove", (event) => dragged && move(event));
+    document.addEventListener("pointerup", (event) => {
+        if (!dragged || !event.isTrusted) return;
+        const range = document.querySelector(`#${dragged.slider} input[type=range]`);
+        dragged = null;
+        range?.dispatchEvent(new PointerEvent("pointerup", {bubbles: true}));
+    });
+
+    // For the scripts of the tab's parts.
+    window.crucibleTagger.tell = tell;
+    window.crucibleTagger.wireOf = wireOf;
+    window.crucibleTagger.filled = filled;
+})();
