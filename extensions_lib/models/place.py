@@ -1,4 +1,4 @@
-"""What a training run asks of the program it runs in: its model in turns, its pictures, its folders.
+"""What a training run asks of the program it is in: its model in turns, its pictures, its folders.
 
 A host makes one; training knows no host.
 """
@@ -69,7 +69,7 @@ class Place(Protocol):
         """The folder in which finished networks go."""
 
     def about(self) -> Mapping[str, Any]:
-        """What is known of the checkpoint without loading it: "name", "path", and "cfg" that suits."""
+        """The checkpoint, which is not loaded for it: "name", "path", and the "cfg" that suits."""
 
     def new_files(self) -> None:
         """A file was written below the folders of networks: they are looked through again."""

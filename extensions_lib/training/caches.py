@@ -104,8 +104,9 @@ class OnDisk:
                 for chunk in serialised(kept, about, str(path)):
                     file.write(chunk)
         except FileProblem as problem:
-            raise FileProblem(f"{problem}. Name another folder as cache_dir, or keep no caches on"
-                              " disk.") from problem
+            raise FileProblem(
+                f"{problem}. Name another folder as cache_dir, or keep no caches on disk."
+            ) from problem
 
     def clear_changed(self, pictures: Sequence[Picture]) -> int:
         """Removes the entries of these pictures from when their files were others; how many."""

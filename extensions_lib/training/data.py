@@ -1,41 +1,30 @@
 """A training set as the loop sees it: every batch a function of the epoch, its number and a seed.
 
-    data = read_training_data(subsets_of(options), options, seed=0, steps=1000)
-    data.prepare(model)
-    data.batch(epoch, index, generator)
+data = read_training_data(subsets_of(options), options, Run(seed=0, steps=1000))
+data.prepare(model)
+data.batch(epoch, index, generator)
 """
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from extensions_lib.datasets import augment
-from extensions_lib.datasets.at_once import Note, Progress, at_once
-from extensions_lib.datasets.augment import Seen
+from extensions_lib.datasets.at_once import Note, Progress
+from extensions_lib.datasets.augment import DRAWS
 from extensions_lib.datasets.folders import Subset, read_folder
 from extensions_lib.datasets.items import Facts, Picture, find_pictures
 from extensions_lib.datasets.options import DataOptions, contradictions
 from extensions_lib.datasets.plan import Plan, Planned, held_out
 from extensions_lib.datasets.prompts import prompt_of, variants
-from extensions_lib.errors import CrucibleError, Stopped
-from extensions_lib.models.trainable import Conditioning, Trainable
-from extensions_lib.training.caches import (
-    Cache,
-    InMemory,
-    OnDisk,
-    Tensors,
-    latent_key,
-    text_identity,
-    text_key,
-    vae_identity,
-)
+from extensions_lib.errors import CrucibleError
+from extensions_lib.models.trainable import Trainable
+from extensions_lib.options import options_of
+from extensions_lib.training.encoding import Encoder, TextOptions
 from extensions_lib.training.step import Batch
 
 _SAID = 10  # broken pictures that an error names
@@ -51,37 +40,31 @@ class BrokenPictures(CrucibleError):
             lines.append(f"… and {len(notes) - _SAID} more.")
         count = "One picture" if len(notes) == 1 else f"{len(notes)} pictures"
         super().__init__(
-            f"{count} cannot be trained on; mend or remove them, or leave them out"
+            f"{count} cannot be trained on. Mend or remove them, or leave them out"
             " (leave_out_broken):\n" + "\n".join(lines)
         )
 
 
 @dataclass(frozen=True)
 class Run:
-    """What of a run its data depends on. `steps` are the optimizer's, of `accumulation` batches.
-
-    `chunks` times 75 tokens of a prompt are read. `text_settings`: what the host's encoding of
-    prompts depends on besides the weights; kept with cached prompts.
-    """
+    """What of a run its data follows from: `steps` of the optimizer, of `accumulation` batches."""
 
     seed: int = 0
     steps: int = 1
     accumulation: int = 1
-    clip_skip: int = 1
-    chunks: int = 3
-    text_settings: str = ""
 
 
 def read_training_data(
     subsets: Sequence[Subset],
     options: DataOptions,
     run: Run | None = None,
+    text: TextOptions | None = None,
     *,
     facts: Facts | None = None,
     on_progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> TrainingData:
-    """Finds and looks at all pictures of the subsets.
+    """Finds the pictures of the subsets, and looks at each.
 
     Raises BrokenPictures, unless they are to be left out; CrucibleError for options that
     contradict each other, folders that cannot be read, and sets without a picture; Stopped.
@@ -92,33 +75,41 @@ def read_training_data(
     }
     if against:
         raise CrucibleError("\n".join(against))
-    found = find_pictures(subsets, options, facts=facts, on_progress=on_progress, stop=stop)
-    pictures, measured, broken = found.pictures, (), found.broken
+
+    def look(some: Sequence[Subset]) -> tuple[Sequence[Picture], Sequence[Note]]:
+        found = find_pictures(some, options, facts=facts, on_progress=on_progress, stop=stop)
+        return found.pictures, found.broken
+
+    pictures, broken = look(subsets)
     if options.validation_data_dir:
-        apart = read_folder(options.validation_data_dir)
-        held = find_pictures(apart, options, facts=facts, on_progress=on_progress, stop=stop)
-        measured, broken = held.pictures, broken + held.broken
+        measured, also = look(read_folder(options.validation_data_dir))
+        broken = [*broken, *also]
     else:
-        pictures, measured = _split(found.pictures, run.seed)
+        pictures, measured = _split(pictures, run.seed)
     if broken and not options.leave_out_broken:
         raise BrokenPictures(broken)
-    if not any(not picture.subset.is_reg for picture in pictures):
+    if all(picture.subset.is_reg for picture in pictures):
         raise CrucibleError("There are no pictures to train on; check the folders.")
-    validation = TrainingData(_calm(measured), run, fixed=True) if measured else None
-    return TrainingData(pictures, run, validation=validation, broken=broken)
+    encoder = Encoder(options, text)
+    validation = None
+    if measured:
+        calm = [replace(each, options=_calm(each.options)) for each in measured]
+        validation = TrainingData(calm, run, encoder, fixed=True)
+    return TrainingData(pictures, run, encoder, validation=validation, broken=broken)
 
 
 class TrainingData:
     """The batches of a set of pictures; as `step.Data`. `prepare` comes first.
 
-    `fixed`: the same batches with the same prompts in every epoch, for measuring. `validation`
-    holds what is measured on, None if nothing is. `notes` gathers what is to be said.
+    `validation` holds what is measured on, None if nothing is; `broken` what was left out.
+    `fixed`: each picture once, the same batches and prompts in every epoch, for measuring.
     """
 
     def __init__(
         self,
         pictures: Sequence[Picture],
         run: Run,
+        encoder: Encoder,
         *,
         fixed: bool = False,
         validation: TrainingData | None = None,
@@ -126,22 +117,28 @@ class TrainingData:
     ) -> None:
         self.pictures, self.run, self.fixed = tuple(pictures), run, fixed
         self.validation, self.broken = validation, tuple(broken)
-        self.notes: list[str] = []
         self.plan = Plan([_planned(picture, fixed) for picture in self.pictures], run.seed)
-        self._regularised = any(picture.subset.is_reg for picture in self.pictures)
-        options = self.pictures[0].options
-        root = Path(options.cache_dir) if options.cache_dir else None
-        self._latents = _cache(options.cache_latents_to_disk, root, "latents")
-        self._states = _cache(options.cache_text_encoder_outputs_to_disk, root, "prompts")
-        self._keys: dict[int, str] = {}
-        self._encoders = ""
-        self._model: Trainable | None = None
+        self._encoder = encoder
+        self._mixed = any(picture.subset.is_reg for picture in self.pictures)
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Batches in an epoch."""
         return len(self.plan)
 
-    # --- before the first step ----------------------------------------------------------------
+    @property
+    def identity(self) -> str:
+        """A hash of pictures, captions and what is done with them: whether it is the same set."""
+        digest = hashlib.blake2b(repr((self.run.seed, self.fixed)).encode(), digest_size=16)
+        for each in self.pictures:
+            told = each.content, each.caption, each.guide_content, each.where, each.subset.is_reg
+            learnt = [getattr(each.options, name) for name in _LEARNT]
+            digest.update(repr((*told, each.subset.class_tokens, learnt)).encode())
+        return digest.hexdigest()
+
+    @property
+    def notes(self) -> list[str]:
+        """What was found broken in caches."""
+        return self._encoder.notes
 
     def prepare(
         self,
@@ -149,29 +146,114 @@ class TrainingData:
         on_progress: Progress | None = None,
         stop: threading.Event | None = None,
     ) -> None:
-        """Fills the caches, with the model as it is without the network that is trained.
+        """Encodes what is encoded once, by the model as it is before anything is trained on it.
 
-        Raises CrucibleError for a picture that has changed since it was looked at, FileProblem
-        where a cache cannot be written, Stopped; what is on disk by then is used the next time.
+        Also that of `validation`. Raises as `Encoder.prepare`.
         """
-        self._model = model
-        parts = [self, *filter(None, (self.validation,))]
-        for part in parts:
-            part._model = model
-        vae = vae_identity(model.loaded) if any(p._caches_latents for p in parts) else ""
-        encoders = ""
-        if any(part._caches_text for part in parts):
-            encoders = text_identity(model.loaded, self.run.text_settings)
-        latents = [(part, number) for part in parts for number in part._without_latents(vae)]
-        texts = [(part, text) for part in parts for text in part._without_states(encoders)]
-        work, done = len(latents) + len(texts), 0
+        parts = [self, self.validation] if self.validation else [self]
+        pictures = [each for part in parts for each in part.used]
+        prompts = [
+            prompt
+            for each in pictures
+            for prompt in variants(each.caption, each.options, each.subset.class_tokens)
+        ]
+        self._encoder.prepare(model, pictures, prompts, on_progress, stop)
 
-        for count in _chain(self._encode_pictures(latents, stop), _encode_texts(texts)):
-            done += count
-            if on_progress:
-                on_progress(done, work)
-            if stop is not None and stop.is_set():
-                raise Stopped("Stopped while encoding pictures and prompts.")
-        if isinstance(self._latents, OnDisk):
-            self._latents.clear_changed(self.pictures)
-        self.notes += [note for part in parts for note in part._found_broken()]
+    @property
+    def used(self) -> list[Picture]:
+        """The pictures that come in an epoch; of regularisation there may be too many."""
+        counted = zip(self.pictures, self.plan.counts, strict=True)
+        return [each for each, count in counted if count]
+
+    def prompt(self, item: int, epoch: int, step: int = 0) -> str:
+        """The prompt of an item (as in `plan`) in an epoch, from 0, at a step of the optimizer."""
+        picture = self.pictures[self.plan.pictures[item]]
+        return prompt_of(
+            picture.caption,
+            picture.options,
+            picture.subset.class_tokens,
+            seed=self.run.seed,
+            epoch=epoch,
+            item=item,
+            step=step,
+            steps=self.run.steps,
+        )
+
+    def batch(self, epoch: int, index: int, generator: torch.Generator) -> Batch:
+        """As `Data.batch`. The mask is at the latents' size. Raises CrucibleError where a picture
+        cannot be read any more.
+        """
+        step = (epoch * len(self) + index) // self.run.accumulation
+        epoch = 0 if self.fixed else epoch
+        items = self.plan.order(epoch)[index]
+        chosen = [self.pictures[self.plan.pictures[item]] for item in items]
+        draws = torch.rand(len(items), DRAWS, generator=generator).tolist()
+        encoded = self._encoder.pictures(chosen, draws)
+        # drawn each time, as the VAE would, whether the latents are cached or not
+        noise = torch.randn(encoded.mean.shape, generator=generator)
+        prompts = tuple(self.prompt(item, epoch, step) for item in items)
+        regular = [picture.subset.is_reg for picture in chosen]
+        return Batch(
+            torch.addcmul(encoded.mean, encoded.deviation, noise),
+            prompts,
+            tuple(picture.name for picture in chosen),
+            mask=encoded.mask,
+            regularisation=torch.tensor(regular) if self._mixed else None,
+            sizes=encoded.sizes,
+            conditioning=self._encoder.prompts(prompts),
+        )
+
+
+def _planned(picture: Picture, fixed: bool) -> Planned:
+    options, subset = picture.options, picture.subset
+    if fixed:
+        return Planned(picture.where.bucket, batch_size=options.train_batch_size)
+    return Planned(
+        picture.where.bucket,
+        options.num_repeats,
+        subset.is_reg,
+        options.train_batch_size,
+        subset.dataset,
+    )
+
+
+def _split(pictures: Sequence[Picture], seed: int) -> tuple[Sequence[Picture], Sequence[Picture]]:
+    """Those to train on and those held out; each data set has its own share and seed.
+
+    Pictures of one content are held out together, so that nothing that is learnt is measured.
+    """
+    kept, measured = [], []
+    for dataset in dict.fromkeys(each.subset.dataset for each in pictures):
+        those = [each for each in pictures if each.subset.dataset == dataset]
+        options = those[0].options
+        own = seed if options.validation_seed is None else options.validation_seed
+        contents = dict.fromkeys(each.content for each in those if not each.subset.is_reg)
+        out = held_out(list(contents), options.validation_split, own)
+        apart = [not each.subset.is_reg and each.content in out for each in those]
+        kept += [each for each, away in zip(those, apart, strict=True) if not away]
+        measured += [each for each, away in zip(those, apart, strict=True) if away]
+    return kept, measured
+
+
+def _calm(options: DataOptions) -> DataOptions:
+    """The options without what is left to chance, but for wildcards."""
+    return replace(
+        options,
+        flip_aug=False,
+        color_aug=False,
+        random_crop=False,
+        face_crop_aug_range=(),
+        shuffle_caption=False,
+        caption_dropout_rate=0.0,
+        caption_dropout_every_n_epochs=0,
+        caption_tag_dropout_rate=0.0,
+        token_warmup_step=0.0,
+    )
+
+
+# Where things lie and are kept changes nothing that is learnt.
+_LEARNT = [
+    each.name
+    for each in options_of(DataOptions)
+    if each.group != "Caches" and not each.name.endswith("_dir") and each.name != "dataset_config"
+]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,10 +62,24 @@ class Step:
 
 
 class Loop:
-    """Trains `recipe` on `data`; `step` does the next step, from `done` on."""
+    """Trains `recipe` on `data`; `step` does the next step, from `done` on.
 
-    def __init__(self, recipe: Recipe, data: Data, options: LoopOptions, *, fp16: bool = False):
+    `precision`: of what is computed with autocast on `device`; None: as the model is.
+    `scaled`: gradients of fp16 are scaled up so that they are not lost.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Data,
+        options: LoopOptions,
+        *,
+        precision: torch.dtype | None = None,
+        device: str = "cpu",
+        scaled: bool = False,
+    ) -> None:
         self.recipe, self.data, self.options = recipe, data, options
+        self._precision, self._device = precision, device
         self.done = 0
         groups = [{"lr": options.learning_rate, **group} for group in recipe.groups()]
         self._names = [str(group.pop("name", number)) for number, group in enumerate(groups)]
@@ -73,10 +88,10 @@ class Loop:
         self.optimizer = make_optimizer(
             options.optimizer_type, groups, options.learning_rate, options.optimizer_args
         )
-        self._scaler = torch.amp.GradScaler("cuda", enabled=fp16)
+        self._scaler = torch.amp.GradScaler(device, enabled=scaled)
         self.ema = (
             {n: t.detach().clone() for n, t in recipe.tensors().items()}
-            if (options.ema_decay)
+            if options.ema_decay
             else {}
         )
 
@@ -116,7 +131,8 @@ class Loop:
         """Adds the gradients of micro-batch `number`; its loss, as a share of the step's."""
         generator = seeded(self.options.seed, number)
         batch = self.data.batch(*divmod(number, len(self.data)), generator)
-        losses = self.recipe.losses(batch, generator)
+        with self.computing():
+            losses = self.recipe.losses(batch, generator)
         mean = losses.mean() / self.options.gradient_accumulation_steps
         self._scaler.scale(mean).backward()
         loss = float(mean.detach())
@@ -124,6 +140,12 @@ class Loop:
             self._forget()
             raise Exploded(f"step {self.done + 1}: {_worst(batch, losses)}; {_ADVICE}")
         return loss
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """In which losses are computed."""
+        if self._precision is None:
+            return nullcontext()
+        return torch.autocast(self._device, self._precision)
 
     def _clip(self) -> float:
         self._scaler.unscale_(self.optimizer)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +22,7 @@ class Batch:
 
     latents [B, 4, h, w] fp32, times the VAE's scale. mask [B, 1, H, W] from 0 to 1 weighs places.
     regularisation [B] bool. `conditioning` where the prompts are encoded already. `names` are
-    what to call the pictures.
+    what to call the pictures. control [B, 3, H, W] from −1 to 1: condition pictures (LLLite).
     """
 
     latents: Tensor
@@ -30,6 +32,7 @@ class Batch:
     regularisation: Tensor | None = None
     sizes: tuple[Sizes, ...] | None = None
     conditioning: Conditioning | None = None
+    control: Tensor | None = None
 
 
 class Data(Protocol):
@@ -62,6 +65,18 @@ class Recipe(Protocol):
 
     def after_step(self) -> None:
         """What is done to the tensors after each step of the optimizer."""
+
+    def without_dropout(self) -> AbstractContextManager[None]:
+        """While it lasts, losses leave nothing out at random."""
+
+    def save(
+        self,
+        path: Path,
+        metadata: Mapping[str, str],
+        dtype: torch.dtype,
+        values: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Writes what is learnt, atomically; `values`: others than the present ones, by name."""
 
 
 def diffusion_losses(

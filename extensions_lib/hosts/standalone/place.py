@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +66,9 @@ class StandalonePlace:
             seed=sample.seed,
             width=sample.width,
             height=sample.height,
-            **({"sampler": sample.sampler} if sample.sampler else {}),
         )
+        if sample.sampler:
+            order = replace(order, sampler=sample.sampler)
         return self.host.generate(order, stop=stop).images[0]
 
     def networks(self) -> Path:

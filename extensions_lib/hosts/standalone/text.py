@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from extensions_lib.errors import CrucibleError, FileProblem
 from extensions_lib.files.embeddings import Embedding, part_names
 from extensions_lib.hosts.standalone.aesthetic import Aesthetic, blended, turned
+from extensions_lib.models.built import VOCABULARY
 from extensions_lib.models.families import Family
 from extensions_lib.prompts.attention import parse_attention
-from extensions_lib.prompts.chunks import Chunk, chunk_tokens, token_pieces
+from extensions_lib.prompts.chunks import Chunk, Finder, Placed, chunk_tokens, token_pieces
 from extensions_lib.prompts.compose import split_and
 from extensions_lib.prompts.schedule import schedule
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from extensions_lib.hosts.embeddings import Embeddings
     from extensions_lib.models.loaded import LoadedModel
 
-VOCABULARY = Path(__file__).resolve().parents[3] / "models" / "demo" / "clip"
 MAX_CLIP_SKIP = 12
 PADDING = {"clip": 49407, "openclip": 0}  # what fills a chunk behind its first end token
 _REMEMBERED = 64
@@ -108,6 +108,7 @@ class TextEncoder:
     def __init__(self, model: LoadedModel, embeddings: Embeddings | None = None) -> None:
         self._model = model
         self._embeddings = embeddings
+        self._lent: list[Embedding] = []
         self._memory: OrderedDict[Hashable, list[Conditioning]] = OrderedDict()
 
     def guidance(
@@ -225,8 +226,37 @@ class TextEncoder:
     def chunks(self, text: str, kind: str = "clip") -> list[Chunk]:
         """The text's tokens in chunks of 77 with their weights, for a "clip" or "openclip"."""
         pieces = token_pieces(parse_attention(text), lambda parts: tokens(parts, kind))
-        finder = None if self._embeddings is None else self._embeddings.finder(kind)
-        return chunk_tokens(pieces, pad=PADDING[kind], find_embedding=finder)
+        return chunk_tokens(pieces, pad=PADDING[kind], find_embedding=self._finder(kind))
+
+    @contextmanager
+    def lent(self, embedding: Embedding) -> Iterator[None]:
+        """While it lasts, texts that are encoded may name this embedding too.
+
+        It goes before a file of the same name. What is remembered does not know of it: encode by
+        `fresh`.
+        """
+        self._lent.append(embedding)
+        try:
+            yield
+        finally:
+            self._lent.remove(embedding)
+
+    def _finder(self, kind: str) -> Finder | None:
+        """What finds the embeddings of files and those that are lent: the longest name wins."""
+        known = None if self._embeddings is None else self._embeddings.finder(kind)
+        if not self._lent:
+            return known
+        names = [(tuple(tokens([each.name], kind)[0]), each) for each in self._lent]
+
+        def find(ids: Sequence[int], position: int) -> Placed | None:
+            found = known(ids, position) if known else None
+            for name, each in names:
+                here = tuple(ids[position : position + len(name)]) == name
+                if name and here and (found is None or len(name) >= found.tokens):
+                    found = Placed(each, each.vectors, len(name))
+            return found
+
+        return find
 
     def _states(
         self, encoder: Any, index: int, chunks: Sequence[Chunk], clip_skip: int
@@ -262,11 +292,12 @@ def _inserted(encoder: Any, chunks: Sequence[Chunk], part: str) -> Iterator[None
 
     def put_in(_: nn.Module, __: object, vectors: Tensor) -> Tensor:
         vectors = vectors.clone()
-        for row, chunk in zip(vectors, chunks, strict=True):
+        for row, chunk in enumerate(chunks):
             for offset, embedding in chunk.fixes:
                 assert isinstance(embedding, Embedding)
-                # one further for the start token
-                row[offset + 1 : offset + 1 + embedding.vectors] = embedding.parts[part].to(row)
+                first = offset + 1  # one further for the start token
+                placed = embedding.parts[part].to(vectors)
+                vectors[row, first : first + embedding.vectors] = placed
         return vectors
 
     handle = encoder.get_input_embeddings().register_forward_hook(put_in)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from extensions_lib.files.embeddings import Embedding
 from extensions_lib.hosts.standalone.text import TextEncoder
 from extensions_lib.models.families import Family
 from extensions_lib.models.trainable import Conditioning, Sizes, own_sizes
@@ -25,6 +27,8 @@ class StandaloneTrainable:
 
     def __init__(self, loaded: LoadedModel, embeddings: Embeddings | None = None) -> None:
         self.loaded = loaded
+        if embeddings is not None:
+            embeddings.begin()
         self._text = TextEncoder(loaded, embeddings)
 
     def encode_text(
@@ -37,6 +41,12 @@ class StandaloneTrainable:
                 for each in self._text.fresh(prompts, clip_skip=clip_skip, chunks=chunks)
             ]
         )
+
+    @contextmanager
+    def embedding(self, name: str, parts: Mapping[str, Tensor]) -> Iterator[None]:
+        """As `Trainable.embedding`."""
+        with self._text.lent(Embedding(name, parts)):
+            yield
 
     def encode_pictures(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """As `Trainable.encode_pictures`."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from extensions_lib.adapters import Adapter
+from extensions_lib.files.networks import write_network
 from extensions_lib.models.names import component_of
 from extensions_lib.models.trainable import Conditioning, Trainable
 from extensions_lib.options import option
@@ -111,6 +113,27 @@ class NetworkRecipe:
         """As `Recipe.after_step`."""
         if self.options.scale_weight_norms:
             limit_norms(self.adapters, self.options.scale_weight_norms)
+
+    @contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """As `Recipe.without_dropout`."""
+        self._set.dropping = False
+        try:
+            yield
+        finally:
+            self._set.dropping = True
+
+    def save(
+        self,
+        path: Path,
+        metadata: Mapping[str, str],
+        dtype: torch.dtype,
+        values: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """As `Recipe.save`; spelled as kohya does."""
+        write_network(
+            path, self.learnt(values), metadata, dtype=dtype, family=self.model.loaded.family
+        )
 
     def learnt(self, values: Mapping[str, Tensor] | None = None) -> dict[str, Adapter]:
         """The adapters as they are now, apart from the run; `values`: other values for them.

@@ -1,0 +1,417 @@
+"""A training run, from its options to a file: what is done, in order, and how it is steered.
+
+run = Run(place, options, folder)
+run.start()                      # in a thread of its own; `run()` in this one
+run.pause(), run.go_on(), run.save_now(), run.stop()
+run.status(), run.record         # for whoever looks on
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from extensions_lib.datasets.folders import subsets_of
+from extensions_lib.errors import CrucibleError, FileProblem, Stopped
+from extensions_lib.models.place import Place, Sample, Snapshot
+from extensions_lib.models.trainable import Trainable
+from extensions_lib.training import data as training_data
+from extensions_lib.training.encoding import TextOptions
+from extensions_lib.training.loop import Exploded, Loop, Step
+from extensions_lib.training.options import TrainingOptions, check
+from extensions_lib.training.outputs import Outputs
+from extensions_lib.training.pace import Pace
+from extensions_lib.training.recipes.network import NetworkRecipe
+from extensions_lib.training.record import Record
+from extensions_lib.training.sample_prompts import read_samples
+from extensions_lib.training.state import load_state, save_state, states
+from extensions_lib.training.validation import Validation
+
+State = Literal["preparing", "training", "paused", "done", "stopped", "failed"]
+ENDED = ("done", "stopped", "failed")
+_MEASURED = 32  # pictures
+_SAMPLES = 5  # times that samples are made where nothing is said
+_DTYPES = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run stands. `doing` is what it does besides steps; `loss` is smoothed."""
+
+    name: str
+    state: State
+    step: int = 0
+    steps: int = 0
+    epoch: int = 0
+    epochs: int = 0
+    loss: float | None = None
+    per_second: float | None = None
+    seconds_left: float | None = None
+    doing: str = ""
+    done: int = 0
+    of: int = 0
+    message: str = ""
+
+
+class Run:
+    """One run in `folder`; `resume`: goes on from the newest state there."""
+
+    def __init__(
+        self, place: Place, options: TrainingOptions, folder: Path, *, resume: bool = False
+    ) -> None:
+        check(options)
+        self.place, self.options, self.folder = place, options, folder
+        self.name = options.output_name
+        self.outputs = Outputs(options, folder, place.networks())
+        self._resume_from = self._newest() if resume else None
+        first = 0 if self._resume_from is None else int(self._resume_from.stem.split("-")[1])
+        self.record = Record(folder, upto=first)
+        self.outputs.write_options()
+        self._stop, self._save, self._going = (
+            threading.Event(),
+            threading.Event(),
+            threading.Event(),
+        )
+        self._going.set()
+        self._status = Status(self.name, "preparing")
+        self._pace = Pace()
+        self._thread: threading.Thread | None = None
+
+    def _newest(self) -> Path:
+        found = states(self.outputs.states)
+        if not found:
+            raise CrucibleError(f"{self.folder}: there is no state to go on from.")
+        return found[-1]
+
+    # --- steering, from any thread ------------------------------------------------------------
+
+    def start(self) -> None:
+        """Runs in a thread of its own."""
+        name = f"training {self.name}"
+        self._thread = threading.Thread(target=self.run, name=name, daemon=True)
+        self._thread.start()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Waits for its end."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def pause(self) -> None:
+        """After the step that is under way."""
+        self._going.clear()
+
+    def go_on(self) -> None:
+        """After a pause."""
+        self._going.set()
+
+    def save_now(self) -> None:
+        """Writes the network and the state after the step that is under way."""
+        self._save.set()
+
+    def stop(self) -> None:
+        """Ends after the step that is under way; what is learnt is saved."""
+        self._stop.set()
+        self._going.set()
+
+    def status(self) -> Status:
+        """Where it stands now."""
+        return self._status
+
+    def _say(self, **told: Any) -> None:
+        self._status = replace(self._status, **told)
+
+    # --- the run ------------------------------------------------------------------------------
+
+    def run(self) -> Status:
+        """All of it. What ends it early is said in the status, and the model is as it was."""
+        try:
+            with self.place.reserved(self.name):
+                self._run()
+        except Stopped:
+            self._say(state="stopped", message="Stopped before the first step.")
+        except CrucibleError as problem:
+            self._say(state="failed", message=str(problem))
+        except Exception as bug:
+            traceback.print_exc()
+            said = f"{type(bug).__name__}: {bug}"
+            if isinstance(bug, torch.OutOfMemoryError):
+                said = f"Out of memory: {_LESS}"
+            self._say(state="failed", message=said)
+        finally:
+            if self._status.message:
+                self.record.add(self._status.step, said=self._status.message)
+            self.record.close()
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        return self._status
+
+    def _run(self) -> None:
+        loop, data, samples, recipe = self._prepared()
+        validation = self._validation(loop, data)
+        if self._resume_from is not None:
+            loop.restore(load_state(self._resume_from)[0])
+        self._say(state="training", doing="", step=loop.done)
+
+        def snapshot() -> Snapshot:
+            return Snapshot(recipe.learnt(), loop.done)
+
+        try:
+            with self.place.shown(self.name, snapshot):
+                if loop.done == 0:
+                    self._look(loop, samples if self.options.sample_at_first else [], validation)
+                self._steps(loop, samples, validation)
+            stopped = loop.done < loop.options.max_train_steps
+            if loop.done:
+                self._write_at_last(loop, recipe, data)
+            self._say(state="stopped" if stopped else "done", message=self._last_word(loop))
+        except Exception:
+            # What was learnt up to the last whole step is kept, whatever went wrong after it.
+            if loop.done:
+                self._write_if_possible(loop, recipe, data)
+            raise
+
+    def _prepared(self) -> tuple[Loop, training_data.TrainingData, list[Sample], NetworkRecipe]:
+        options = self.options
+        self._say(doing="looking at the pictures")
+        accumulation = options.gradient_accumulation_steps
+        how = training_data.Run(
+            seed=options.seed,
+            steps=options.max_train_steps,
+            accumulation=accumulation,
+        )
+        text = TextOptions(options.clip_skip, options.max_token_length // 75)
+        data = training_data.read_training_data(
+            subsets_of(options), options, how, text, on_progress=self._progress, stop=self._stop
+        )
+        if options.max_train_epochs:
+            steps = -(-len(data) * options.max_train_epochs // accumulation)
+            options = self.options = replace(options, max_train_steps=steps)
+        self._say(
+            steps=options.max_train_steps,
+            epochs=-(-options.max_train_steps * accumulation // len(data)),
+            doing="encoding the pictures",
+        )
+        with self.place.turn(self._stop) as model:
+            data.prepare(model, self._progress, self._stop)
+            recipe = self._recipe(model)
+            loaded = model.loaded
+        precision = _DTYPES[options.mixed_precision]
+        device = loaded.device.type
+        half = torch.float16 in (precision, loaded.dtype)
+        loop = Loop(
+            recipe,
+            data,
+            options,
+            precision=precision,
+            device=device,
+            scaled=half and device == "cuda",
+        )
+        self.outputs.about(loaded, data)
+        return loop, data, self._samples(data), recipe
+
+    def _recipe(self, model: Trainable) -> NetworkRecipe:
+        options, adapters = self.options, None
+        if options.network_weights:
+            adapters = self.outputs.going_on(model, Path(options.network_weights))
+        return NetworkRecipe(
+            model, options, options.learning_rate, seed=options.seed, adapters=adapters
+        )
+
+    def _samples(self, data: training_data.TrainingData) -> list[Sample]:
+        """What is looked at: the prompts that are asked for, or two of the captions."""
+        about = self.place.about()
+        usual = Sample("", cfg=about["cfg"], sampler=self.options.sample_sampler, seed=1)
+        lines = self.options.sample_prompts or _captions(data)[:2]
+        return read_samples(lines, usual)
+
+    def _validation(self, loop: Loop, data: training_data.TrainingData) -> Validation:
+        most = self.options.max_validation_steps
+        most = most or -(-_MEASURED // self.options.train_batch_size)
+        return Validation(loop, data.validation or data, most)
+
+    # --- steps --------------------------------------------------------------------------------
+
+    def _steps(self, loop: Loop, samples: list[Sample], validation: Validation) -> None:
+        per_epoch = len(loop.data) / loop.options.gradient_accumulation_steps
+        steps = loop.options.max_train_steps
+        self._pace.begin(loop.done)
+        while loop.done < steps and not self._stop.is_set():
+            if not self._going.is_set():
+                self._paused()
+                continue
+            try:
+                with self._turn(loop):
+                    step = loop.step()
+            except Stopped:
+                break
+            self._after(step, loop, per_epoch)
+            self._write_if_due(loop, per_epoch)
+            self._look_if_due(loop, per_epoch, samples, validation)
+
+    def _paused(self) -> None:
+        self._say(state="paused")
+        self._going.wait()
+        self._pace.begin(self._status.step)
+        self._say(state="training")
+
+    @contextmanager
+    def _turn(self, loop: Loop) -> Iterator[None]:
+        """The model for one step, with what is trained on it."""
+        with self.place.turn(self._stop):
+            loop.recipe.put_in()
+            try:
+                yield
+            finally:
+                loop.recipe.take_out()
+
+    def _after(self, step: Step, loop: Loop, per_epoch: float) -> None:
+        done = loop.done
+        self._pace.step(step.loss)
+        left = (loop.options.max_train_steps - done) / self._pace.per_second
+        self.record.add(done, loss=step.loss, norm=step.norm, rates=step.rates)
+        self._say(
+            step=done,
+            epoch=int((done - 1) / per_epoch) + 1,
+            loss=self._pace.loss,
+            per_second=self._pace.per_second,
+            seconds_left=left,
+        )
+
+    @staticmethod
+    def _is_due(done: int, per_epoch: float, steps: int | None, epochs: int | None) -> bool:
+        if steps and done % steps == 0:
+            return True
+        if not epochs:
+            return False
+        return int(done / per_epoch / epochs) > int((done - 1) / per_epoch / epochs)
+
+    # --- looking ------------------------------------------------------------------------------
+
+    def _look_if_due(
+        self, loop: Loop, per_epoch: float, samples: list[Sample], validation: Validation
+    ) -> None:
+        options, done, steps = self.options, loop.done, loop.options.max_train_steps
+        every = options.sample_every_n_steps
+        if every is None and options.sample_every_n_epochs is None:
+            every = max(1, steps // _SAMPLES)
+        due = done == steps or self._is_due(done, per_epoch, every, options.sample_every_n_epochs)
+        measured = options.validate_every_n_steps or max(1, steps // 10)
+        self._look(
+            loop,
+            samples if due else [],
+            validation if done == steps or done % measured == 0 else None,
+        )
+
+    def _look(self, loop: Loop, samples: list[Sample], validation: Validation | None) -> None:
+        """Measures and makes samples; what fails there is said, and the run goes on."""
+        try:
+            if validation is not None:
+                self._measure(loop, validation)
+            for number, sample in enumerate(samples):
+                if self._stop.is_set():
+                    return
+                self._say(doing="making samples", done=number, of=len(samples))
+                own = f"<lora:{self.name}:"
+                prompt = sample.prompt if own in sample.prompt else f"{sample.prompt} {own}1>"
+                picture = self.place.picture(replace(sample, prompt=prompt), self._stop)
+                path = self.outputs.write_sample(picture, loop.done, number)
+                self.record.add(loop.done, sample=path.name, prompt=sample.prompt, number=number)
+        except Stopped:
+            return
+        except CrucibleError as problem:
+            self.record.add(loop.done, said=f"no samples of step {loop.done}: {problem}")
+        finally:
+            self._say(doing="", done=0, of=0)
+            self._pace.rest()
+
+    def _measure(self, loop: Loop, validation: Validation) -> None:
+        losses = []
+        for number in range(len(validation)):
+            self._say(doing="measuring", done=number, of=len(validation))
+            with self._turn(loop):
+                losses.append(validation.measure(number))
+        self.record.add(loop.done, validation=sum(losses) / len(losses))
+
+    # --- writing ------------------------------------------------------------------------------
+
+    def _write_if_due(self, loop: Loop, per_epoch: float) -> None:
+        options, done = self.options, loop.done
+        due = self._is_due(done, per_epoch, options.save_every_n_steps, options.save_every_n_epochs)
+        every = options.save_state_every_n_steps
+        if self._save.is_set() or (due and done < loop.options.max_train_steps):
+            self._save.clear()
+            self._write_if_possible(loop, loop.recipe, loop.data)
+        elif every and done % every == 0:
+            try:
+                self._write_state(loop)
+            except FileProblem as problem:
+                self.record.add(done, said=f"The state of step {done} is not saved: {problem}")
+
+    def _write_if_possible(self, loop: Loop, recipe: Any, data: Any) -> None:
+        """On the way. A full disk loses this one alone, and the run goes on."""
+        try:
+            self._write(loop, recipe, data, final=False)
+        except FileProblem as problem:
+            self.record.add(loop.done, said=f"Step {loop.done} is not saved: {problem}")
+            self._say(doing="", message=str(problem))
+
+    def _write_at_last(self, loop: Loop, recipe: Any, data: Any) -> None:
+        """At the end. Where it cannot be written, waits until there is room, or a stop."""
+        self._stop.clear()
+        while True:
+            try:
+                self._write(loop, recipe, data, final=True)
+                self.place.new_files()
+                return
+            except FileProblem as problem:
+                said = f"{problem} Make room, then press Save now; Stop gives it up."
+                self._say(state="paused", doing="", message=said)
+                self._save.clear()
+                while not self._save.wait(0.2):
+                    if self._stop.is_set():
+                        raise
+
+    def _write(self, loop: Loop, recipe: Any, data: Any, *, final: bool) -> None:
+        """The network and the state."""
+        self._say(doing="saving")
+        path = self.outputs.write(loop, recipe, data, final=final)
+        self.record.add(loop.done, saved=str(path), final=final)
+        self._write_state(loop)
+        self._say(doing="")
+        self._pace.rest()
+
+    def _write_state(self, loop: Loop) -> None:
+        save_state(self.outputs.states, loop.state(), {"name": self.name}, keep=2)
+
+    def _progress(self, done: int, of: int) -> None:
+        self._say(done=done, of=of)
+
+    def _last_word(self, loop: Loop) -> str:
+        steps = loop.options.max_train_steps
+        if not loop.done:
+            return "Stopped before the first step."
+        said = f"{self.outputs.final}: use it as <lora:{self.name}:1>."
+        return said if loop.done == steps else f"Stopped after step {loop.done}. {said}"
+
+
+def _captions(data: training_data.TrainingData) -> tuple[str, ...]:
+    """The different captions of what is learnt, in order."""
+    those = [picture for picture in data.pictures if not picture.subset.is_reg]
+    texts = [picture.caption or picture.subset.class_tokens or "" for picture in those]
+    return tuple(dict.fromkeys(text.splitlines()[0] for text in texts if text.strip()))
+
+
+_LESS = (
+    "use smaller pictures, a smaller batch, gradient_checkpointing, or a lower rank. What was "
+    "learnt so far is saved."
+)
+__all__ = ["ENDED", "Exploded", "Run", "Status"]
