@@ -71,6 +71,8 @@ class Run:
         self.place, self.options, self.folder = place, options, folder
         self.name = options.output_name
         self.outputs = Outputs(options, folder, place.networks())
+        if not resume:
+            self.outputs.refuse_to_replace()
         self._resume_from = self._newest() if resume else None
         first = 0 if self._resume_from is None else int(self._resume_from.stem.split("-")[1])
         self.record = Record(folder, upto=first)

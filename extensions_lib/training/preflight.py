@@ -1,0 +1,199 @@
+"""Looks ahead: what a run would do, its time and its memory, and what speaks against it.
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from extensions_lib.datasets.folders import subsets_of
+from extensions_lib.datasets.options import contradictions
+from extensions_lib.errors import CrucibleError
+from extensions_lib.models.place import Place
+from extensions_lib.training.data import Run as DataRun
+from extensions_lib.training.data import TrainingData, read_training_data
+from extensions_lib.training.data_report import DataReport, report
+from extensions_lib.training.encoding import TextOptions
+from extensions_lib.training.loop import Loop
+from extensions_lib.training.metadata import free_name
+from extensions_lib.training.networks import trained_parts
+from extensions_lib.training.options import TrainingOptions, check
+from extensions_lib.training.recipes.network import NetworkRecipe
+
+_MOMENTS = {"adamw": 2, "adam": 2, "lion": 1, "sgdnesterov": 1, "adafactor": 0}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step was measured to take, and the run expected to need, in bytes and seconds."""
+
+    layers: int
+    trained: int
+    step_seconds: float
+    seconds: float
+    bytes_needed: int
+    bytes_there: int | None
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What is known before the start. `problems` keep a run from starting; `notes` do not.
+
+    `data` is None where the pictures cannot be used, `cost` where it was not measured.
+    """
+
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    steps: int = 0
+    epochs: float = 0.0
+    data: DataReport | None = None
+    cost: Cost | None = None
+    pictures: TrainingData | None = None
+
+
+def look_ahead(
+    place: Place,
+    options: TrainingOptions,
+    *,
+    measured: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+    stop: threading.Event | None = None,
+) -> Preflight:
+    """The pre-flight of a run; with `measured` one step is tried, which loads the model.
+
+    Nothing is changed or written but caches. Raises Stopped.
+    """
+    problems, notes = [], list[str]()
+    try:
+        check(options)
+    except CrucibleError as problem:
+        return Preflight((str(problem),), ())
+    target = place.networks() / f"{options.output_name}.safetensors"
+    if target.exists():
+        free = free_name(target.parent, options.output_name)
+        problems.append(f"A network named {options.output_name} exists; {free} is free.")
+    problems += contradictions(options) + _against(options)
+    data = None
+    try:
+        data = _read(options, on_progress, stop, notes)
+    except CrucibleError as problem:
+        problems += [line for line in str(problem).splitlines() if line not in problems]
+    if data is None:
+        return Preflight(tuple(problems), tuple(notes))
+    told = report(data)
+    notes += told.notes
+    steps, epochs = steps_of(options, len(data))
+    cost = None
+    if measured and not problems:
+        cost = _measured(place, replace(options, max_train_steps=steps), data)
+        if cost.bytes_there is not None and cost.bytes_needed > cost.bytes_there:
+            notes.append(
+                "More memory is needed than is free: take smaller pictures or batches, a lower "
+                "rank, or gradient_checkpointing."
+            )
+    return Preflight(tuple(problems), tuple(notes), steps, epochs, told, cost, data)
+
+
+def steps_of(options: TrainingOptions, batches: int) -> tuple[int, float]:
+    """Steps of the optimizer, and the epochs that they are."""
+    accumulation = options.gradient_accumulation_steps
+    steps = options.max_train_steps
+    if options.max_train_epochs:
+        steps = -(-batches * options.max_train_epochs // accumulation)
+    return steps, steps * accumulation / batches
+
+
+def _read(
+    options: TrainingOptions,
+    on_progress: Callable[[int, int], None] | None,
+    stop: threading.Event | None,
+    notes: list[str],
+) -> TrainingData:
+    text = TextOptions(options.clip_skip, options.max_token_length // 75)
+    how = DataRun(options.seed, options.max_train_steps, options.gradient_accumulation_steps)
+    subsets = subsets_of(options, notes)
+    return read_training_data(subsets, options, how, text, on_progress=on_progress, stop=stop)
+
+
+def _against(options: TrainingOptions) -> list[str]:
+    """What of the options cannot go together, beyond those of the pictures."""
+    said = []
+    if options.caches_text and options.train_text_encoder:
+        said.append(
+            "cache_text_encoder_outputs: the text encoders would be trained, so prompts cannot be "
+            "encoded once; switch train_text_encoder off."
+        )
+    if options.loraplus_lr_ratio and options.kind not in ("lora", "dylora"):
+        said.append(f"loraplus_lr_ratio: is for lora and dylora, not for {options.kind}.")
+    return said
+
+
+def _measured(place: Place, options: TrainingOptions, data: TrainingData) -> Cost:
+    """Tries one step and times it; nothing of it stays."""
+    kept = _Kept()
+    with place.turn() as model:
+        data.prepare(model)
+        recipe = NetworkRecipe(model, options, options.learning_rate, seed=options.seed)
+        loop = Loop(recipe, data, options)
+        recipe.put_in()
+        try:
+            loop.step()  # the first one is slower than those that follow
+            started = time.perf_counter()
+            with torch.autograd.graph.saved_tensors_hooks(kept.keep, kept.same):
+                loop.step()
+            seconds = time.perf_counter() - started
+        finally:
+            recipe.take_out()
+        device = model.loaded.device
+    adapters = recipe.adapters.values()
+    trained = sum(t.numel() for a in adapters for t in trained_parts(a, options).values())
+    moments = _MOMENTS.get(options.optimizer_type.lower(), 2)
+    return Cost(
+        len(recipe.adapters),
+        trained,
+        seconds,
+        seconds * options.max_train_steps,
+        kept.bytes + trained * 4 * (2 + moments),
+        free_bytes(device),
+    )
+
+
+class _Kept:
+    """Counts the bytes that a forward pass keeps for its backward pass, each storage once."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._seen: set[int] = set()
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if not isinstance(tensor, torch.nn.Parameter) and storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.bytes += storage.nbytes()
+        return tensor
+
+    @staticmethod
+    def same(tensor: Any) -> Any:
+        return tensor
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Free memory of a device, None where it cannot be told."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return None
