@@ -44,7 +44,7 @@
             this.open = number;
             this.timer = setTimeout(() => this.ended(), PATIENCE);
             this.slow = setTimeout(() => tab().classList.add("crucible-busy"), 400);
-            const box = document.querySelector(`#${this.wire} :is(textarea, input)`);
+            const box = document.querySelector(`#${this.wire}-wire :is(textarea, input)`);
             write(box, JSON.stringify({...order, number}));
         }
 
@@ -68,7 +68,7 @@
         lines[wire].tell(order);
     }
 
-    const wireOf = (element) => element.closest("[data-crucible-wire]").dataset.crucibleWire;
+    const wireOf = (element) => element.closest(".crucible-wired").id;
 
     // What a form holds, by the names of its fields.
     function filled(form) {

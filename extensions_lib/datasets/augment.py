@@ -1,4 +1,4 @@
-"""A picture as it is trained on: cropped to its bucket, and changed as the numbers drawn for it say.
+"""A picture as it is trained on: cropped to its bucket, and changed as the numbers drawn say.
 
 All chance comes in as numbers from 0 to 1, `DRAWS` of them for each picture, so that whoever
 draws them can draw them again.
@@ -47,8 +47,8 @@ class Seen:
 
     def mirrored(self) -> Seen:
         """With left and right exchanged."""
-        mask = None if self.mask is None else self.mask[:, ::-1]
-        return Seen(self.pixels[:, ::-1], mask, self.placed.mirrored())
+        mask = None if self.mask is None else self.mask[:, ::-1].copy()
+        return Seen(self.pixels[:, ::-1].copy(), mask, self.placed.mirrored())
 
 
 def seen(picture: Picture, draws: Sequence[float] | None = None) -> Seen:
@@ -199,4 +199,5 @@ def alpha_of(picture: Picture) -> Image | None:
     with Image.open(picture.path) as opened:
         if "A" not in opened.getbands() and "transparency" not in opened.info:
             return None
-        return ImageOps.exif_transpose(opened.convert("RGBA")).getchannel("A")
+        upright = ImageOps.exif_transpose(opened) or opened
+        return upright.convert("RGBA").getchannel("A")

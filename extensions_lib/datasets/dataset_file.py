@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,9 @@ def read_dataset_file(path: str | os.PathLike[str]) -> list[Subset]:
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a TOML file holds. Raises FileProblem, naming the line."""
-    try:
+    if sys.version_info >= (3, 11):
         import tomllib
-    except ImportError:  # Python 3.10
+    else:
         import tomli as tomllib
     try:
         return tomllib.loads(_text(Path(path)))

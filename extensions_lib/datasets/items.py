@@ -126,9 +126,7 @@ def _seen(picture: Picture, facts: Facts | None) -> Picture:
     except CrucibleError as problem:
         raise PictureProblem(f"{path}: {problem}") from None
     guide = "" if picture.guide is None else _hash(picture.guide)
-    return replace(
-        picture, size=size, content=str(known[2]), guide_content=guide, placed=placed
-    )
+    return replace(picture, size=size, content=str(known[2]), guide_content=guide, placed=placed)
 
 
 def _hash(path: Path) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import random
 import re
+from dataclasses import replace
 
 from extensions_lib.datasets.options import CaptionOptions, varying
 
@@ -73,8 +74,6 @@ def variants(
 
 def without_dropout(options: CaptionOptions) -> CaptionOptions:
     """The same options with no prompt empty by chance."""
-    from dataclasses import replace
-
     return replace(options, caption_dropout_rate=0.0, caption_dropout_every_n_epochs=0)
 
 

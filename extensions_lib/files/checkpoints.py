@@ -31,6 +31,8 @@ _EXTRAS = re.compile(
     r"|(cond_stage_model|conditioner)\..*(position_ids|logit_scale|attn_mask|\bvisual\b"
     r"|vision_model\.|visual_projection\.|text_projection(\.weight)?$)"
 )
+# Of these, what says how the model is to be run, without being a number of it.
+_MARKERS = re.compile(r"(v_pred|ztsnr|edm_vpred\.\w+)$")
 _OLD_SD1_TEXT = re.compile(
     r"cond_stage_model\.transformer\.(embeddings|encoder|final_layer_norm)\."
 )
@@ -68,7 +70,7 @@ def checkpoint_structure(path: str | os.PathLike[str]) -> Structure:
     """
     path = Path(path)
     shapes = read_any_header(path).shapes
-    return _structure(path, _standard_names(shapes), shapes, config_beside(path))
+    return _structure(path, standard_names(shapes), shapes, config_beside(path))
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -112,13 +114,23 @@ class CheckpointKeys:
     prediction: Prediction | None
     zero_terminal_snr: bool
 
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """Those of the extras that say how the model is to be run."""
+        return tuple(key for key in self.extras if _MARKERS.match(key))
+
+    def averaged(self, key: str) -> str | None:
+        """The key in the file of a standard key's averaged (EMA) weight; None if there is none."""
+        flat = "model_ema." + key.removeprefix("model.").replace(".", "")
+        return flat if key.startswith("model.") and flat in self.header.tensors else None
+
 
 def checkpoint_keys(path: str | os.PathLike[str]) -> CheckpointKeys:
     """What `read_checkpoint` would read, from the header alone. Raises FileProblem as it does."""
     path = Path(path)
     header = read_any_header(path)
     shapes = header.shapes
-    standard = _standard_names(shapes)
+    standard = standard_names(shapes)
     config = config_beside(path)
     structure = _structure(path, standard, shapes, config)
     expected = checkpoint_shapes(structure)
@@ -157,7 +169,7 @@ def _structure(
     )
 
 
-def _standard_names(keys: Iterable[str]) -> dict[str, str]:
+def standard_names(keys: Iterable[str]) -> dict[str, str]:
     """Today's key to the key in the file."""
     names: dict[str, str] = {}
     for key in keys:

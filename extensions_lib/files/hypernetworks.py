@@ -1,9 +1,9 @@
 """Hypernetworks: small MLPs between the context of an attention layer and its keys and values.
 
 A `.pt` of the WebUI is a dict: for each width of a context (320, 640, 768, …) a pair of state
-dicts, for keys and for values, and beside them how the MLPs are built. Of dropout only its places
-in the numbering of the layers are left; what `linear` holds is told by order and shape, so that it
-does not matter where a file counts a dropout.
+dicts, for keys and for values, and beside them how the MLPs are built. What `linear` holds is told
+by order and shape when read, so that it does not matter where a file counts a dropout; what is
+written counts as the WebUI counts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from extensions_lib.errors import FileProblem
 from extensions_lib.files.header import AGAIN, Header, short
-from extensions_lib.files.safe import read_any_header
+from extensions_lib.files.safe import atomic_write, read_any_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +63,14 @@ class LayerNorm:
     bias: Tensor
 
 
-Layer = Linear | Activation | LayerNorm
+@dataclass(frozen=True)
+class Dropout:
+    """A share of values that is left out, in training alone: none is read from a file."""
+
+    share: float
+
+
+Layer = Linear | Activation | LayerNorm | Dropout
 Mlp = tuple[Layer, ...]
 Key = tuple[str, int, int]
 
@@ -72,7 +79,8 @@ Key = tuple[str, int, int]
 class Hypernetwork:
     """The MLPs of a file by width: (for keys, for values), and how they were made.
 
-    `structure` is how wide each layer is, in multiples of the context.
+    `structure` is how wide each layer is, in multiples of the context; `dropout` the share that was
+    left out after each in training, its first and last 0.
     """
 
     name: str
@@ -87,6 +95,8 @@ class Hypernetwork:
     checkpoint_hash: str | None = None
     checkpoint: str | None = None
     info: str | None = None  # what its maker wrote about it
+    dropout: tuple[float, ...] = ()
+    initialisation: str = "Normal"
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -134,7 +144,18 @@ def read_hypernetwork(path: str | os.PathLike[str], name: str | None = None) -> 
         _kept(loaded.get("sd_checkpoint"), str),
         _kept(loaded.get("sd_checkpoint_name"), str),
         _kept(loaded.get("optional_info"), str),
+        _dropout(loaded, plan.structure),
+        _kept(loaded.get("weight_initialization"), str) or "Normal",
     )
+
+
+def _dropout(loaded: Mapping[Any, Any], structure: tuple[float, ...]) -> tuple[float, ...]:
+    """The shares that a file states; () where it states none, or what can be none."""
+    stated = loaded.get("dropout_structure")
+    if not isinstance(stated, (list, tuple)) or len(stated) != len(structure):
+        return ()
+    fair = all(type(share) in (int, float) and 0 <= share < 1 for share in stated)
+    return tuple(float(share) for share in stated) if fair and any(stated) else ()
 
 
 def _kept(value: Any, kind: type) -> Any:
@@ -240,3 +261,52 @@ def _check_shape(label: str, weight: Tensor, bias: Tensor, shape: tuple[int, ...
             f"{label} has the shapes {list(weight.shape)} and {list(bias.shape)}, expected"
             f" {list(shape)} and {list(shape[:1])}"
         )
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+
+def write_hypernetwork(path: str | os.PathLike[str], hypernetwork: Hypernetwork) -> None:
+    """Writes a `.pt` as the WebUI does, atomically. Raises FileProblem."""
+    import torch
+
+    each = hypernetwork
+    content: dict[Any, Any] = {
+        width: tuple(_state(mlp, each.dropout) for mlp in mlps) for width, mlps in each.mlps.items()
+    }
+    content |= {
+        "step": each.step or 0,
+        "name": each.name,
+        "layer_structure": list(each.structure),
+        "activation_func": each.activation,
+        "is_layer_norm": each.layer_norm,
+        "weight_initialization": each.initialisation,
+        "sd_checkpoint": each.checkpoint_hash,
+        "sd_checkpoint_name": each.checkpoint,
+        "activate_output": each.activate_output,
+        "use_dropout": any(each.dropout),
+        "dropout_structure": list(each.dropout) or [0] * len(each.structure),
+        "last_layer_dropout": bool(each.dropout and each.dropout[-2]),
+        "optional_info": each.info,
+    }
+    with atomic_write(path) as temporary:
+        # the older form is the one that AUTOMATIC1111's own unpickler knows
+        torch.save(content, temporary, _use_new_zipfile_serialization=False)
+
+
+def _state(mlp: Mlp, dropout: tuple[float, ...]) -> dict[str, Tensor]:
+    """The state dict of an MLP; activations and dropouts have numbers too."""
+    state: dict[str, Tensor] = {}
+    number, seen = 0, 0
+    for layer in (each for each in mlp if not isinstance(each, Dropout)):
+        if isinstance(layer, Linear):
+            number += seen > 0 and bool(dropout) and dropout[seen] > 0
+            seen += 1
+        if isinstance(layer, Activation):
+            tensors = {} if layer.slope is None else {"weight": layer.slope}
+        else:
+            tensors = {"weight": layer.weight, "bias": layer.bias}
+        for name, tensor in tensors.items():
+            state[f"linear.{number}.{name}"] = tensor.detach().cpu().contiguous().clone()
+        number += 1
+    return state

@@ -262,6 +262,16 @@ def write_network(
         for layer, tensors in parts.items()
         for part, tensor in tensors.items()
     }
+    write_named(path, tensors, metadata, family)
+
+
+def write_named(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    family: Family | None = None,
+) -> None:
+    """As `write_network`, of tensors that have their names already. Raises FileProblem."""
     given = dict(metadata or {})
     training = {key: text for key, text in given.items() if key.startswith("ss_")}
     # the hashes leave out what a person may edit later

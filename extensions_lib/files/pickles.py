@@ -122,6 +122,29 @@ def _refuse_code(path: Path, stream: IO[bytes], inner: str = "") -> bool:
     return stand_ins
 
 
+def names_called(path: Path) -> list[str]:
+    """What a PyTorch file would call beyond what weights need, by name; nothing of it is run.
+
+    Raises FileProblem: no file, or none that PyTorch wrote.
+    """
+    with opened(path) as file:
+        zipped = file.read(4) == b"PK\x03\x04"
+    found: dict[str, None] = {}
+    with _said_of(path), contextlib.ExitStack() as opening:
+        if zipped:
+            archive = opening.enter_context(zipfile.ZipFile(path))
+            names = [n for n in archive.namelist() if n.lower().endswith((".pkl", ".pickle"))]
+            streams: list[Any] = [_program(archive, path, name) for name in names]
+        else:
+            file = opening.enter_context(opened(path))
+            streams = [opening.enter_context(_mapped(file))] * 5
+        for stream in streams:
+            for module, name in pickle_globals(stream):
+                if (module, name) not in _INERT and (module, name) not in _WEIGHTS:
+                    found[f"{module}.{name}" if module else name] = None
+    return list(found)
+
+
 # --- what kind of pickle file -----------------------------------------------------------------
 
 

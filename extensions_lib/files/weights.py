@@ -55,9 +55,14 @@ class Weights:
 
     def stored(self, key: str) -> Tensor:
         """A tensor by its standard key in a checkpoint. Raises FileProblem."""
+        return self.raw(self.keys.names[key])
+
+    def raw(self, key: str) -> Tensor:
+        """Any tensor of the file, by its key there. Raises FileProblem."""
         # The rows of a fused weight are asked for one after the other.
         if self._last is None or self._last[0] != key:
-            self._last = (key, self._reader[self.keys.names[key]])
+            self._last = None  # its memory is free before the next is read
+            self._last = (key, self._reader[key])
         return self._last[1]
 
     def _taken(self, part: Part) -> Tensor:

@@ -50,20 +50,20 @@ def thaw(roots: Sequence[nn.Module]) -> int:
     afterwards. One tensor at a time is there twice.
     """
     places: dict[int, list[tuple[dict[str, Any], str]]] = {}
-    for root in roots:
-        for module in root.modules():
-            for held in (module._parameters, module._buffers):
-                for name, tensor in held.items():
-                    if type(tensor) in (nn.Parameter, Tensor) and tensor.is_inference():
-                        places.setdefault(id(tensor), []).append((held, name))
+    for module in (each for root in roots for each in root.modules()):
+        of_module: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for held in of_module:
+            for name, tensor in held.items():
+                if type(tensor) in (nn.Parameter, Tensor) and tensor.is_inference():
+                    places.setdefault(id(tensor), []).append((held, name))
     with torch.inference_mode(False), torch.no_grad():
         for there in places.values():
             held, name = there[0]
-            thawed = held[name].clone()
+            made = held[name].clone()
             if isinstance(held[name], nn.Parameter):
-                thawed = nn.Parameter(thawed, requires_grad=False)
+                made = nn.Parameter(made, requires_grad=False)
             for held, name in there:
-                held[name] = thawed
+                held[name] = made
     return len(places)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from extensions_lib.errors import FileProblem
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
 
+# CLIP's vocabulary, which every model here has, as a tokenizer's folder.
+VOCABULARY = Path(__file__).resolve().parents[2] / "models" / "demo" / "clip"
 VAE_SCALE = {Family.SD1: 0.18215, Family.SD2: 0.18215, Family.SDXL: 0.13025}
 IMAGE_SIZE = {Family.SD1: 512, Family.SD2: 768, Family.SDXL: 1024}  # pixels of a side
 

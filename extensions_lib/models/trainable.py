@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,6 +86,13 @@ class Trainable(Protocol):
         """The UNet's answer [B, 4, h, w] to noisy [B, 4, h, w] at timesteps [B], in fp32.
 
         `sizes` for SDXL, one a picture; None: the latents' own size, uncropped.
+        """
+
+    def embedding(self, name: str, parts: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """While it lasts, a prompt that says `name` reads these vectors, and gradients reach them.
+
+        parts: "", or "clip_l" and "clip_g" (SDXL) -> [vectors, width] fp32, on the model's device.
+        The name is found as that of a file is found, and goes before a file of the same name.
         """
 
 

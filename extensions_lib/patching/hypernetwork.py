@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from extensions_lib.files.hypernetworks import Activation, Hypernetwork, Linear, Mlp
+from extensions_lib.files.hypernetworks import Activation, Dropout, Hypernetwork, Linear, Mlp
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -50,13 +50,15 @@ _FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 def forward(mlp: Mlp, x: Tensor) -> Tensor:
     """MLP(x) for x [..., width], in the dtype and on the device of x, which the layers must share.
 
-    Differentiable in x and the layers.
+    Differentiable in x and the layers; dropout leaves out where gradients are kept.
     """
     for layer in mlp:
         if isinstance(layer, Linear):
             x = functional.linear(x, layer.weight, layer.bias)
         elif isinstance(layer, Activation):
             x = _activated(layer, x)
+        elif isinstance(layer, Dropout):
+            x = functional.dropout(x, layer.share, training=torch.is_grad_enabled())
         else:
             x = functional.layer_norm(x, layer.weight.shape, layer.weight, layer.bias)
     return x
@@ -84,6 +86,8 @@ def moved(mlp: Mlp, device: torch.device | str) -> Mlp:
         if isinstance(layer, Activation):
             slope = None if layer.slope is None else layer.slope.to(device)
             layers.append(Activation(layer.name, slope))
+        elif isinstance(layer, Dropout):
+            layers.append(layer)
         else:
             layers.append(type(layer)(layer.weight.to(device), layer.bias.to(device)))
     return tuple(layers)
@@ -103,7 +107,7 @@ class Hypernetworks:
         Those of weight 0 change nothing and are left out.
         """
         wanted = [(each, weight) for each, weight in wanted if weight]
-        there = self._widths()
+        there = self.widths()
         messages = [
             f"{each.name}: made for contexts {_listed(each.widths)} wide; this model's are"
             f" {_listed(sorted(there))}. It has no effect."
@@ -153,7 +157,8 @@ class Hypernetworks:
         module = self._model.layer(name)[0]
         return module, self._model.layers[name].shape[1]
 
-    def _widths(self) -> set[int]:
+    def widths(self) -> set[int]:
+        """How wide the contexts of the model's attention layers are."""
         return {self._entrance(name)[1] for name, _ in self._entrances()}
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from extensions_lib.models.families import Family
+from extensions_lib.toolbox.metadata import Page
 
 _LISTED = 20  # lines of a long list in the text, unless all are asked for; the JSON has them all
 _LONG = 200  # characters of one metadata value in the text
@@ -18,6 +20,8 @@ class Report:
 
     path: Path
     size: int  # bytes
+    sort: str = ""  # one of toolbox.sorts
+    place: str = ""  # where it belongs, below a WebUI's folder
     what: str = "Unknown"  # "LoRA", "Checkpoint SDXL", "VAE", "Embedding (textual inversion)", …
     format: str = ""
     family: Family | None = None
@@ -37,13 +41,17 @@ class Report:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what was decided; nothing is left out
     hashes: dict[str, str] = field(default_factory=dict)
+    fitting: int | None = None  # layers that change the checkpoint it was held against
+    strange: list[str] = field(default_factory=list)  # those that do not, and why
     metadata: dict[str, str] = field(default_factory=dict)
+    page: Page = field(default_factory=Page)  # the metadata, to be read
 
     def to_json(self) -> str:
         """Everything, as a JSON object."""
         fields = dict(vars(self))
         fields["path"] = str(self.path)
         fields["family"] = self.family.value if self.family else None
+        fields["page"] = dataclasses.asdict(self.page)
         return json.dumps(fields, indent=2, ensure_ascii=False)
 
     def text(self, *, everything: bool = False) -> str:
@@ -57,6 +65,7 @@ class Report:
             f" ({_counts(self.dtypes)})",
         ]
         lines += [f"           {detail}" for detail in self.details]
+        lines += [f"Belongs:   in {self.place}"] if self.place else []
         if network:
             lines += [
                 f"Algorithm: {_counts(self.kinds) or 'none'} (layers)"
@@ -67,11 +76,15 @@ class Report:
                 f"Layers:    {self.matched} load ({_counts(self.components)}),"
                 f" {len(self.unmatched)} not known, {len(self.problems)} problems",
             ]
+        if self.fitting is not None:
+            lines.append(f"Fits:      {self.fitting} layers, {len(self.strange)} do not")
         lines += [f"{name + ': ':<11}{value}" for name, value in self.hashes.items()]
         lines += _listed("Problems", self.problems, most)
         lines += _listed("Not known", self.unmatched, most)
+        lines += _listed("Do not fit", self.strange, most)
         lines += _listed("Notes", self.notes, most)
         lines += _listed("Embeddings in it", self.embeddings, most)
+        lines += self.page.lines(None if everything else _LISTED)
         lines += _listed(
             "Metadata", [f"{key}: {_cut(text)}" for key, text in sorted(self.metadata.items())], 200
         )

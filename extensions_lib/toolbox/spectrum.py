@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from extensions_lib.options import option
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from extensions_lib.adapters import LoRA
@@ -137,7 +136,7 @@ def _randomised(change: Tensor, looked_at: int) -> tuple[Tensor, Tensor, Tensor]
     """torch.svd_lowrank from a fixed start, whatever else draws random numbers."""
     import torch
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[change.device] if change.is_cuda else []):
         torch.manual_seed(0)
         left, values, right = torch.svd_lowrank(change, q=looked_at, niter=_ROUNDS)
     return left, values, right.mT
@@ -188,13 +187,6 @@ def as_lora(found: Decomposed, rank: int, shape: tuple[int, ...]) -> LoRA:
     if kernel:
         up, down = up.view(*up.shape, *[1] * len(kernel)), down.view(rank, shape[1], *kernel)
     return LoRA(up, down, alpha=float(rank))
-
-
-def working(tensor: Tensor) -> torch.dtype:
-    """What a decomposition of it is computed in."""
-    from extensions_lib.adapters.base import working_dtype
-
-    return working_dtype(tensor)
 
 
 def fitted(

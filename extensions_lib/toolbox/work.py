@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, TypeVar
 
+from extensions_lib.atomic import atomic_write
 from extensions_lib.errors import CrucibleError, FileProblem, Stopped
 from extensions_lib.options import option
 
@@ -52,19 +55,28 @@ class Watch:
 
     def over(self, items: Iterable[Item], total: int) -> Iterator[Item]:
         """The items, each counted when it is done. Raises Stopped between two of them."""
-        self.check()
-        if self.progress is not None:
-            self.progress(0, total)
+        self._tell(0, total)
         for done, item in enumerate(items, 1):
             yield item
-            if self.progress is not None:
-                self.progress(done, total)
-            self.check()
+            self._tell(done, total)
 
-    def check(self) -> None:
-        """Raises Stopped where that was asked for."""
+    def counting(self, work: Callable[[str], Item], total: int) -> Callable[[str], Item]:
+        """The work, each call of it counted. Raises Stopped between two of them."""
+        done = itertools.count(1)
+        self._tell(0, total)
+
+        def counted(name: str) -> Item:
+            made = work(name)
+            self._tell(next(done), total)
+            return made
+
+        return counted
+
+    def _tell(self, done: int, total: int) -> None:
         if self.stop is not None and self.stop.is_set():
             raise Stopped("stopped; nothing was written")
+        if self.progress is not None:
+            self.progress(done, total)
 
 
 QUIET = Watch()
@@ -117,6 +129,21 @@ def free_name(path: Path) -> Path:
     while os.path.lexists(path.with_name(f"{stem}-{number}{path.suffix}")):
         number += 1
     return path.with_name(f"{stem}-{number}{path.suffix}")
+
+
+def copy_config(checkpoint: Path, result: Written) -> None:
+    """Puts the yaml beside a checkpoint, which says how it is run, beside the new one too."""
+    from extensions_lib.files.model_configs import config_beside
+
+    found = config_beside(checkpoint)
+    if found is None:
+        return
+    target = result.path.with_suffix(".yaml")
+    if target.exists():
+        result.notes.append(f"{target.name} is there already and was left as it is")
+        return
+    with atomic_write(target) as temporary:
+        shutil.copyfile(found.path, temporary)
 
 
 def torch_precision(precision: str) -> torch.dtype | None:

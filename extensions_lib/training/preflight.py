@@ -1,4 +1,4 @@
-"""Looks ahead: what a run would do, its time and its memory, and what speaks against it.
+"""Looks ahead: what a run would do, its time and its memory, and what speaks against it."""
 
 from __future__ import annotations
 

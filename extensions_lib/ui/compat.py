@@ -25,6 +25,11 @@ def only_last() -> dict[str, Any]:
     return {"trigger_mode": "always_last"} if VERSION >= (4, 0) else {}
 
 
+def every_one() -> dict[str, Any]:
+    """Keyword for an event that may come again before it has been answered; gradio 3 lets it."""
+    return {"trigger_mode": "multiple"} if VERSION >= (4, 0) else {}
+
+
 def side_by_side(limit: int) -> dict[str, Any]:
     """Keyword that lets several windows be inside one event (gradio 3 is told so at `queue`)."""
     return {"concurrency_limit": limit} if VERSION >= (4, 0) else {}

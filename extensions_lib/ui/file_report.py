@@ -12,25 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extensions_lib.errors import FileProblem
+from extensions_lib.toolbox.match import Match, match
 from extensions_lib.ui import pieces
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from extensions_lib.files.header import Header
-    from extensions_lib.files.recognise import NetworkFacts, Shapes
-    from extensions_lib.models.families import Structure
+    from extensions_lib.files.recognise import NetworkFacts
 
 LISTED = 400  # lines of an opened list
 _COMPONENTS = {"unet": "in the UNet", "te1": "in the text encoder", "te2": "in the second one"}
-
-
-@dataclass(frozen=True)
-class Match:
-    """How many layers of a network change one of a checkpoint, and which of them do not."""
-
-    fitting: int
-    strange: list[str]
 
 
 @dataclass
@@ -54,36 +46,6 @@ def file_report(header: Header, checkpoint: Path | None) -> FileReport:
         except FileProblem as problem:
             report.problems.append(str(problem))
     return report
-
-
-def match(shapes: Shapes, structure: Structure) -> Match:
-    """Holds the layers of a network against those of a checkpoint, by names and shapes alone.
-
-    What is wrong with the file itself is not told again: see NetworkFacts.
-    """
-    from extensions_lib.files.foreign import unsupported
-    from extensions_lib.files.keys import group
-    from extensions_lib.files.recognise import (
-        fits,
-        kind_of,
-        layers_of,
-        missing_part,
-        standard_shapes,
-    )
-
-    weights = layers_of(structure)
-    fitting, strange = 0, []
-    for layer, found in group(shapes, structure).layers.items():
-        parts = standard_shapes(found)
-        if unsupported(parts) or missing_part(parts) or kind_of(parts) is None:
-            continue
-        if layer not in weights:
-            strange.append(f"{layer}: the checkpoint has no such layer")
-        elif fits(parts, weights[layer].shape) is False:
-            strange.append(f"{layer}: made for a layer of another size")
-        else:
-            fitting += 1
-    return Match(fitting, strange)
 
 
 # --- as HTML ----------------------------------------------------------------------------------

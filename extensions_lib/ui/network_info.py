@@ -7,8 +7,6 @@ a look at the whole file, come after the rest. All text from files is escaped.
 from __future__ import annotations
 
 import html
-import json
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from extensions_lib.errors import FileProblem
+from extensions_lib.toolbox.metadata import frequent_tags
 from extensions_lib.ui import pieces
 from extensions_lib.ui.cards import preferred_weight
 from extensions_lib.ui.file_report import FileReport, file_report, lists_html, rows, said
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 ABOUT_ROUTE = "/crucible/network"
 HASHES_ROUTE = "/crucible/network/hashes"
-TAGS_SHOWN = 20
-MOST = 2**53  # no count of pictures; a number of a thousand digits would not even print
 GONE = "{file}: is not among the networks any more; press Refresh."
 INSERT_HINT = '<p class="crucible-hint">A click puts it into the prompt.</p>'
 # What stands in it while an answer is awaited, and if none comes, is taken from the templates.
@@ -91,28 +88,6 @@ def _read_header(told: About, checkpoint: Path | None) -> None:
         told.problems.append(str(problem))
     told.report = file_report(header, checkpoint)
     told.problems += told.report.problems
-
-
-def frequent_tags(text: str, most: int = TAGS_SHOWN) -> list[tuple[str, int]]:
-    """The tags that most training pictures had, over all folders of pictures, with their numbers.
-
-    text: `ss_tag_frequency` of kohya's trainers, {"folder": {"tag": number}}; entries of another
-    form are passed over. Raises FileProblem if it is not a JSON object.
-    """
-    if not text:
-        return []
-    try:
-        folders = json.loads(text)
-    except (ValueError, RecursionError):
-        folders = None
-    if not isinstance(folders, dict):
-        raise FileProblem("The training tags in its metadata (ss_tag_frequency) are not readable.")
-    counts: Counter[str] = Counter()
-    for tags in folders.values():
-        for tag, count in tags.items() if isinstance(tags, dict) else ():
-            if tag.strip() and isinstance(count, int) and 0 < count < MOST:
-                counts[tag.strip()] += count
-    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]
 
 
 # --- as HTML ----------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from extensions_lib.ui.tagger_look import (
     Look,
     Seen,
     build_look,
+    said,
     show_picture,
     wire_look,
 )
@@ -81,9 +82,9 @@ def build_folder(room: TaggerRoom, source: SetFields, jobs: Jobs) -> FolderTab:
                     "Stop", variant="stop", scale=1, min_width=90, interactive=False,
                     elem_id=f"{PREFIX}-stop",
                 )  # fmt: skip
-            notes = gr.HTML(elem_id=f"{PREFIX}-notes")
-            progress = gr.HTML(elem_id=f"{PREFIX}-progress")
-            result = gr.HTML(elem_id=f"{PREFIX}-result")
+            notes = said(f"{PREFIX}-notes")
+            progress = said(f"{PREFIX}-progress")
+            result = said(f"{PREFIX}-result")
             models = model_fields(room, PREFIX)
             output.field("existing", label="Captions that are there already", info=None)
             follow = gr.Checkbox(

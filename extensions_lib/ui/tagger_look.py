@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
@@ -52,6 +52,11 @@ class Shown(NamedTuple):
     notes: tuple[str, ...]
 
 
+def said(elem_id: str) -> gr.HTML:
+    """A place for what is to be said, which takes no room while that is nothing."""
+    return gr.HTML(elem_id=elem_id, elem_classes=["crucible-tagger-said"])
+
+
 def build_look() -> Look:
     """Builds the components, in the column that is open."""
     with gr.Row(elem_classes=["crucible-tagger-steps"]):
@@ -59,7 +64,7 @@ def build_look() -> Look:
         look = gr.Button("Ask about this picture", size="sm", elem_id="crucible-tagger-look")
         on = gr.Button("›", size="sm", min_width=50, scale=0, elem_id="crucible-tagger-next")
     picture = gr.HTML(elem_id="crucible-tagger-picture")
-    bars = gr.HTML(elem_id="crucible-tagger-bars")
+    bars = said("crucible-tagger-bars")
     return Look(back, look, on, picture, bars, gr.State(Seen()))
 
 
@@ -91,12 +96,10 @@ def wire_look(
         )
 
 
-def bars_of(
-    room: TaggerRoom, asked: Asked, models: tuple[str, ...], said: tuple[Any, ...]
-) -> str:
+def bars_of(room: TaggerRoom, asked: Asked, models: tuple[str, ...], said: tuple[Any, ...]) -> str:
     """Bars from what was said before; nothing where other models are chosen by now."""
-    here = replace(asked, models=replace(asked.models, download=False))
-    if (*here.models.tagger, *here.models.captioner) != models:
+    here = asked.here
+    if here.names != models:
         return ""
     runners = room.pool.runners(here.models, here.run)
     return tagger_pieces.bars(runners, said, asked.selection, asked.run.join)
@@ -156,6 +159,4 @@ def _look(room: TaggerRoom, order: Order, place: int, tell: Tell, stop: Event) -
         said = answers(runners, found[place], store)
     names = tuple(runner.key.name for runner in runners)
     html = tagger_pieces.bars(runners, said, order.asked.selection, order.asked.run.join)
-    return Shown(
-        found[place], Seen(place, names, tuple(said)), html, tuple(device_notes(runners))
-    )
+    return Shown(found[place], Seen(place, names, tuple(said)), html, tuple(device_notes(runners)))

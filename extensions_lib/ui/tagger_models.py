@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
@@ -25,6 +25,16 @@ class Asked:
     models: Models
     selection: Selection
     run: Run
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models in the order in which they answer."""
+        return (*self.models.tagger, *self.models.captioner)
+
+    @property
+    def here(self) -> Asked:
+        """The same of models that are loaded, so that nothing need be downloaded."""
+        return replace(self, models=replace(self.models, download=False))
 
 
 @dataclass(frozen=True)
@@ -111,8 +121,7 @@ def model_fields(room: TaggerRoom, prefix: str) -> ModelFields:
             ("additional", "Add tags, last"),
         ):
             selection.field(name, label=label, info=None, min_width=150)
-    fields = ModelFields(room, names, models, selection, run)
-    return fields
+    return ModelFields(room, names, models, selection, run)
 
 
 def rest_of(fields: ModelFields, *, batch: bool) -> None:
@@ -121,6 +130,7 @@ def rest_of(fields: ModelFields, *, batch: bool) -> None:
     if batch:
         fields.run.rest(leave_out=("subfolders", "join"))
     fields.models.rest(leave_out=("tagger", "captioner"))
+
     def free() -> None:
         fields.room.pool.unload()
 

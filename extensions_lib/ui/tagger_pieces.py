@@ -33,6 +33,11 @@ def doing(act: str, value: str) -> str:
     return f'data-crucible-do="{act}" data-value="{html.escape(value, quote=True)}"'
 
 
+def status(sentence: str) -> str:
+    """What was done, told in a line."""
+    return f'<p role="status" class="crucible-tagger-done">{html.escape(sentence)}</p>'
+
+
 def progress(told: Progress) -> str:
     """96/214 · 6.2 pictures/s · 0:19 left."""
     parts = [f"{told.done}/{told.total}"]

@@ -12,7 +12,9 @@ import gradio as gr
 
 from extensions_lib.ui.compat import on_browser
 from extensions_lib.ui.jobs import Jobs
+from extensions_lib.ui.tagger_edit import build_edit
 from extensions_lib.ui.tagger_folder import SetFields, build_folder
+from extensions_lib.ui.tagger_one import build_one
 from extensions_lib.ui.tagger_room import TaggerRoom
 
 
@@ -32,12 +34,14 @@ def build_tagger_tab(room: TaggerRoom, page: gr.Blocks) -> None:
                 label="Subfolders", scale=1, min_width=130, elem_id="crucible-tagger-subfolders"
             )
         source = SetFields(folder, subfolders)
-        with (
-            gr.Tabs(elem_id="crucible-tagger-tabs"),
-            gr.Tab("Folder", elem_id="crucible-tagger-tab-folder"),
-        ):
-            tab = build_folder(room, source, jobs)
-        _remember(page, [*source, *tab.output.inputs, *tab.models.inputs])
+        with gr.Tabs(elem_id="crucible-tagger-tabs"):
+            with gr.Tab("One picture", elem_id="crucible-tagger-tab-one"):
+                one = build_one(room, jobs)
+            with gr.Tab("Folder", elem_id="crucible-tagger-tab-folder"):
+                tab = build_folder(room, source, jobs)
+            with gr.Tab("Edit", elem_id="crucible-tagger-tab-edit") as edit:
+                build_edit(room, source, edit)
+        _remember(page, [*source, *tab.output.inputs, *tab.models.inputs, *one.models.inputs])
 
 
 def _remember(page: gr.Blocks, fields: list[Any]) -> None:

@@ -93,7 +93,6 @@ def test_a_preset_s_own_layers_are_counted_and_not_taken_for_a_family(tmp_path: 
     ("parts", "says"),
     [
         ({"oft_r": (4, 80, 80)}, "PEFT's OFT of before 0.16"),
-        ({"oft_r.default.weight": (4, 80, 80)}, "PEFT's OFT of before 0.16"),
         ({"ln_tuning_layers.weight": (320,)}, "PEFT's LN tuning"),
         ({"vera_lambda_b": (320,), "vera_lambda_d": (4,)}, "VeRA"),
         ({"hra_u": (320, 4)}, "HRA"),

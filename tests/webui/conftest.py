@@ -96,6 +96,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     probe = folder / "extensions" / "probe" / "scripts"
     probe.mkdir(parents=True)
     shutil.copy(Path(__file__).with_name("probe.py"), probe)
+    shutil.copy(Path(__file__).with_name("probe_training.py"), probe.parent)
     checkpoints, networks = folder / "models" / "Stable-diffusion", folder / "models" / "Lora"
     checkpoints.mkdir(parents=True)
     if HOST == "Forge":

@@ -6,7 +6,9 @@ from modules import script_callbacks
 
 from extensions_lib.errors import CrucibleError
 from extensions_lib.hosts.base import GenerationRequest
+from extensions_lib.hosts.webui_turns import WebUITurns
 from extensions_lib.ui import webui
+from probe_training import train
 
 
 def _pictures(asked: dict) -> dict:
@@ -38,9 +40,14 @@ def _held() -> dict:
         return {"name": model.name, "family": str(model.family), "sum": total}
 
 
+def _train(asked: dict) -> dict:
+    return train(WebUITurns(webui.host()), webui.session(), asked)
+
+
 def _routes(_: object, app) -> None:
     app.add_api_route("/probe/pictures", _pictures, methods=["POST"])
     app.add_api_route("/probe/held", _held, methods=["GET"])
+    app.add_api_route("/probe/train", _train, methods=["POST"])
 
 
 script_callbacks.on_app_started(_routes)
