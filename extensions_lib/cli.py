@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from extensions_lib import __version__
 from extensions_lib.errors import CrucibleError, Stopped
+from extensions_lib.ui.toolbox_commands import WORDS as TOOLS
+from extensions_lib.ui.toolbox_commands import inspect_options, tool_options
 
 if TYPE_CHECKING:
     from extensions_lib.hosts.base import Progress
@@ -68,6 +70,10 @@ def make_parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
     commands.add_parser("test", help="the whole test suite [pytest arguments]")
     generate_options(commands.add_parser("generate", help="a picture from a prompt"))
     inspect_options(commands.add_parser("inspect", help="what a file is, and what would not load"))
+    for word, said in TOOLS.items():
+        tool_parser = commands.add_parser(word, help=said)
+        if word in given:
+            tool_options(tool_parser, word)
     tag_parser = commands.add_parser("tag", help="captions for a folder of pictures")
     if "tag" in given:
         tag_options(tag_parser)
@@ -132,14 +138,6 @@ def generate_options(parser: argparse.ArgumentParser) -> None:
     add("--control", type=Path, metavar="F", help="picture that <lllite:name:weight> tags follow")
     add("--out", type=Path, default=Path("out.png"), metavar="F.png", help="(out.png)")
     common_options(parser)
-
-
-def inspect_options(parser: argparse.ArgumentParser) -> None:
-    """Options of `inspect`."""
-    parser.set_defaults(action=inspect, threads=None)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--json", action="store_true", help="as JSON on stdout")
-    parser.add_argument("--all", action="store_true", help="long lists in full")
 
 
 def tag_options(parser: argparse.ArgumentParser) -> None:
@@ -258,15 +256,6 @@ def show_progress(progress: Progress) -> None:
         print(f"\r{line:<50}", end="\n" if done else "", file=sys.stderr, flush=True)
     else:
         print(line, file=sys.stderr, flush=True)
-
-
-def inspect(options: argparse.Namespace) -> int:
-    """What a file is: a page of text, or JSON."""
-    from extensions_lib.toolbox.inspect import inspect as report_on
-
-    report = report_on(options.file)
-    print(report.to_json() if options.json else report.text(everything=options.all))
-    return 0
 
 
 def tag(options: argparse.Namespace) -> int:

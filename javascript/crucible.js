@@ -298,7 +298,7 @@
             event.preventDefault();
             // A value typed just now is told to the page before the button is pressed.
             document.activeElement?.blur?.();
-            const buttons = [...document.querySelectorAll("#crucible-go, #crucible-tagger-go, #crucible-one")];
+            const buttons = [...document.querySelectorAll("#crucible-go, #crucible-tagger-go, #crucible-one, #crucible-prepare-go")];
             const seen = buttons.find((button) => button.offsetParent !== null);
             setTimeout(() => seen?.click(), 50);
         } else if (event.key === "Escape" && event.target.id === "crucible-search") {

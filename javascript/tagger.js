@@ -85,7 +85,7 @@
 
     document.addEventListener("click", (event) => {
         const element = event.target.closest?.("#crucible-tagger [data-crucible-do]");
-        if (!element || ["FORM", "INPUT", "SELECT"].includes(element.tagName)) return;
+        if (!element || ["FORM", "INPUT", "SELECT"].includes(element.tagName) || element.disabled) return;
         event.preventDefault();
         act(element);
     });

@@ -13,6 +13,7 @@ from extensions_lib.ui import webui_tagger  # noqa: E402
 
 # The WebUI's own `on_…` functions look for the caller's file on the stack, 40 ms each time.
 for moment, function in {
+    "ui_tabs": webui_tagger.tabs,
     "app_started": webui_tagger.app_started,
     "script_unloaded": webui_tagger.script_unloaded,
     "ui_settings": webui_tagger.settings,

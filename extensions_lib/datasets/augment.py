@@ -51,13 +51,16 @@ class Seen:
         return Seen(self.pixels[:, ::-1].copy(), mask, self.placed.mirrored())
 
 
-def seen(picture: Picture, draws: Sequence[float] | None = None) -> Seen:
+def seen(
+    picture: Picture, draws: Sequence[float] | None = None, opened: Image | None = None
+) -> Seen:
     """The picture in its bucket: the centre of it as it is, or changed by `draws`.
 
-    Raises PictureProblem where it cannot be read, or is another one than was looked at.
+    `opened`: the file, if it is open already. Raises PictureProblem where it cannot be read, or is
+    another one than was looked at.
     """
     options = picture.options
-    opened = open_picture(picture.path)
+    opened = opened or open_picture(picture.path)
     if opened.size != picture.size:
         raise PictureProblem(f"{picture.path}: has changed meanwhile; start again.")
     placed = picture.where

@@ -179,6 +179,9 @@ class TrainingData:
             steps=self.run.steps,
         )
 
+    def _of(self, items: Sequence[int]) -> list[Picture]:
+        return [self.pictures[self.plan.pictures[item]] for item in items]
+
     def batch(self, epoch: int, index: int, generator: torch.Generator) -> Batch:
         """As `Data.batch`. The mask is at the latents' size. Raises CrucibleError where a picture
         cannot be read any more.
@@ -186,9 +189,11 @@ class TrainingData:
         step = (epoch * len(self) + index) // self.run.accumulation
         epoch = 0 if self.fixed else epoch
         items = self.plan.order(epoch)[index]
-        chosen = [self.pictures[self.plan.pictures[item]] for item in items]
+        chosen = self._of(items)
         draws = torch.rand(len(items), DRAWS, generator=generator).tolist()
         encoded = self._encoder.pictures(chosen, draws)
+        if index + 1 < len(self):
+            self._encoder.expect(self._of(self.plan.order(epoch)[index + 1]))
         # drawn each time, as the VAE would, whether the latents are cached or not
         noise = torch.randn(encoded.mean.shape, generator=generator)
         prompts = tuple(self.prompt(item, epoch, step) for item in items)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from extensions_lib.datasets.ahead import Ahead
 from extensions_lib.datasets.at_once import Progress, at_once
 from extensions_lib.datasets.augment import Seen, mirrors, seen
 from extensions_lib.datasets.items import Picture
@@ -65,6 +66,7 @@ class Encoder:
         self._beside = ""  # the picture beside which prompts are kept
         self._vae = self._encoders = ""
         self._model: Trainable | None = None
+        self._ahead = Ahead()
 
     @property
     def notes(self) -> list[str]:
@@ -193,11 +195,19 @@ class Encoder:
             ]
             encoded = torch.stack(mean), torch.stack(deviation)
         else:
-            looks = [seen(*each) for each in zip(pictures, draws, strict=True)]
+            looks = [
+                seen(each, drawn, self._ahead.take(each.path))
+                for each, drawn in zip(pictures, draws, strict=True)
+            ]
             encoded = self._encode(looks)
             masks = [None if each.mask is None else torch.tensor(each.mask) for each in looks]
             places = [each.placed for each in looks]
         return Encoded(*encoded, _stacked(masks, encoded[0]), tuple(each.sizes for each in places))
+
+    def expect(self, pictures: Sequence[Picture]) -> None:
+        """Which pictures come next: they are decoded meanwhile, unless their latents are kept."""
+        if not self._options.caches_latents:
+            self._ahead.expect([each.path for each in pictures])
 
     def _from_cache(self, picture: Picture, mirrored: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         held = self._cached(picture)

@@ -18,32 +18,10 @@ import torch
 from torch import Tensor
 
 from extensions_lib.errors import CrucibleError
-from extensions_lib.options import option
 from extensions_lib.training.optimizers import make_optimizer
-from extensions_lib.training.schedulers import SchedulerOptions, factor
+from extensions_lib.training.option_groups import LoopOptions
+from extensions_lib.training.schedulers import factor
 from extensions_lib.training.step import Batch, Data, Recipe
-
-
-@dataclass(frozen=True)
-class LoopOptions(SchedulerOptions):
-    """The options of the loop."""
-
-    seed: int = option(0, "from which all that is random follows", group="Steps", low=0)
-    max_train_steps: int = option(1000, "steps of the optimizer", group="Steps", low=1)
-    gradient_accumulation_steps: int = option(1, "batches that make one step", group="Steps", low=1)
-    max_grad_norm: float = option(1.0, "longest gradient of a step; 0: any", group="Steps", low=0)
-    learning_rate: float = option(1e-4, "of all that has none of its own", low=0)
-    optimizer_type: str = option("AdamW", "a name, or package.module.Class", group="Optimizer")
-    optimizer_args: tuple[str, ...] = option(
-        (), "more for the optimizer, such as weight_decay=0.01", group="Optimizer"
-    )
-    ema_decay: float = option(
-        0.0,
-        "saves the moving mean of the steps, of this weight; 0.999",
-        group="Steps",
-        low=0,
-        high=1,
-    )
 
 
 class Exploded(CrucibleError):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,69 +31,7 @@ from extensions_lib.adapters import (
 from extensions_lib.errors import CrucibleError
 from extensions_lib.models.loaded import LoadedModel
 from extensions_lib.models.names import LayerInfo, canonical_layers, component_of
-from extensions_lib.options import option
-
-KINDS = (
-    "lora",
-    "lora-fa",
-    "dylora",
-    "loha",
-    "lokr",
-    "glora",
-    "ia3",
-    "full",
-    "norm",
-    "oft",
-    "diag-oft",
-    "boft",
-)
-
-
-@dataclass(frozen=True)
-class NetworkOptions:
-    """The options of a network that is trained."""
-
-    kind: str = option("lora", "the kind of network", group="Network", choices=KINDS)
-    network_dim: int = option(16, "rank: how much it can learn, and its size", low=1, high=1024)
-    network_alpha: float | None = option(
-        None, "strength is alpha / rank; none: 1", group="Network", low=0
-    )
-    conv_dim: int | None = option(
-        None, "rank of convolutions; none: they are not trained", group="Network", low=1
-    )
-    conv_alpha: float | None = option(
-        None, "alpha of convolutions; none: network_alpha", group="Network", low=0
-    )
-    use_tucker: bool = option(False, "3x3 convolutions as a Tucker decomposition", group="Network")
-    dora_wd: bool = option(False, "learns direction and size apart (DoRA)", group="Network")
-    factor: int = option(-1, "LoKr: near this are its parts split; -1: the root", group="Network")
-    decompose_both: bool = option(False, "LoKr: both parts by rank", group="Network")
-    full_matrix: bool = option(False, "LoKr: no part by rank", group="Network")
-    constraint: float | None = option(
-        None, "OFT and BOFT: how far they may turn; none: any", group="Network", low=0
-    )
-    rescaled: bool = option(False, "OFT and BOFT: learns sizes too", group="Network")
-    train_norm: bool = option(False, "norms are trained too", group="Network")
-    unit: int = option(4, "DyLoRA: ranks that learn together", group="Network", low=1)
-    network_dropout: float = option(
-        0.0, "share of values left out", group="Network", low=0, high=0.99
-    )
-    rank_dropout: float = option(0.0, "share of ranks left out", group="Network", low=0, high=0.99)
-    module_dropout: float = option(
-        0.0, "share of layers left out", group="Network", low=0, high=0.99
-    )
-    scale_weight_norms: float | None = option(
-        None, "shortens a layer's change beyond this norm; 1", group="Network", low=0
-    )
-    train_unet: bool = option(True, "the UNet is trained", group="Network")
-    train_text_encoder: bool = option(True, "the text encoders are trained", group="Network")
-    unet_lr: float | None = option(None, "none: learning_rate", group="Learning rate", low=0)
-    text_encoder_lr: tuple[float, ...] = option(
-        (), "one for all text encoders, or one each; none: learning_rate", group="Learning rate"
-    )
-    loraplus_lr_ratio: float | None = option(
-        None, "LoRA+: up learns this much faster; 16", group="Learning rate", low=0
-    )
+from extensions_lib.training.option_groups import NetworkOptions
 
 
 def layers_of(model: LoadedModel, options: NetworkOptions) -> dict[str, LayerInfo]:

@@ -8,76 +8,18 @@ every device. Names of options are those of kohya's sd-scripts.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from extensions_lib.options import option
+from extensions_lib.training.option_groups import ObjectiveOptions
 
 if TYPE_CHECKING:
     from extensions_lib.models.loaded import NoiseSchedule, Prediction
 
 _MOST_SNR = 1000.0  # as sd-scripts limits it in all weights but min-SNR's
-
-
-@dataclass(frozen=True)
-class ObjectiveOptions:
-    """The options of the objective."""
-
-    loss_type: str = option(
-        "l2",
-        "how far an answer is off",
-        group="Loss",
-        choices=("l2", "l1", "huber", "smooth_l1"),
-    )
-    huber_c: float = option(
-        0.1, "where huber and smooth_l1 turn from squares to lines", group="Loss", low=1e-6
-    )
-    huber_schedule: str = option(
-        "snr",
-        "how huber_c depends on the noise: less the more noise there is",
-        group="Loss",
-        choices=("snr", "exponential", "constant"),
-    )
-    min_snr_gamma: float | None = option(
-        None, "weighs steps with little noise down to this ratio of signal; 5", group="Loss", low=0
-    )
-    debiased_estimation_loss: bool = option(
-        False, "weighs each step by the root of its noise", group="Loss"
-    )
-    scale_v_pred_loss_like_noise_pred: bool = option(
-        False, "weighs v-prediction as if noise were predicted", group="Loss"
-    )
-    v_pred_like_loss: float | None = option(
-        None, "adds the loss weighed as for v-prediction, times this", group="Loss", low=0
-    )
-    prior_loss_weight: float = option(1.0, "weight of regularisation pictures", group="Loss", low=0)
-    min_timestep: int = option(0, "least noisy step", group="Noise", low=0, high=999)
-    max_timestep: int = option(1000, "end of the steps, not included", group="Noise", low=1)
-    noise_offset: float | None = option(
-        None, "noise that is the same over the picture; for dark and light", group="Noise"
-    )
-    noise_offset_random_strength: bool = option(
-        False, "a noise offset of 0 to noise_offset, drawn each step", group="Noise"
-    )
-    adaptive_noise_scale: float | None = option(
-        None, "adds to the offset this times the picture's own mean", group="Noise"
-    )
-    multires_noise_iterations: int | None = option(
-        None, "coarser layers of noise; 6 to 10", group="Noise", low=1
-    )
-    multires_noise_discount: float = option(
-        0.3, "strength of each coarser layer to the one before", group="Noise", low=0, high=1
-    )
-    ip_noise_gamma: float | None = option(
-        None, "disturbs the input with this much more noise; 0.1", group="Noise", low=0
-    )
-    ip_noise_gamma_random_strength: bool = option(
-        False, "a disturbance of 0 to ip_noise_gamma, drawn each step", group="Noise"
-    )
 
 
 # --- noise ------------------------------------------------------------------------------------

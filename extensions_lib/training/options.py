@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from extensions_lib.datasets.options import DataOptions
 from extensions_lib.errors import CrucibleError
 from extensions_lib.options import option
-from extensions_lib.training.loop import LoopOptions
-from extensions_lib.training.recipes.network import NetworkTraining
+from extensions_lib.training.option_groups import LoopOptions, NetworkTraining
 
 _BAD_IN_NAMES = re.compile(r'[<>:"/\\|?*=\x00-\x1f]')
 

@@ -81,7 +81,10 @@ class Outputs:
         import torch
 
         path = self.final if final else self._on_the_way(loop.done)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileProblem(f"{path.parent}: cannot be made ({error.strerror}).") from None
         metadata = {} if self.options.no_metadata else self._metadata(loop, data)
         kinds = {"fp16": torch.float16, "bf16": torch.bfloat16, "float": torch.float32}
         values = loop.ema or None

@@ -164,7 +164,7 @@ class Run:
         self._say(state="training", doing="", step=loop.done)
 
         def snapshot() -> Snapshot:
-            return Snapshot(recipe.learnt(), loop.done)
+            return Snapshot(recipe.learnt(loop.ema or None), loop.done)
 
         try:
             with self.place.shown(self.name, snapshot):

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +16,12 @@ from extensions_lib.tagging.ray_engine import Engine
 from extensions_lib.tagging.run import Progress, Report, Run
 from extensions_lib.tagging.selection import Selection
 from extensions_lib.tagging.writer import Output
+from extensions_lib.ui.terminal import Line, stopping
 
 if TYPE_CHECKING:
     from extensions_lib.tagging.scores import ScoreStore
 
 INTERRUPTED = 130
-_LINES_EVERY = 5.0  # seconds between lines of progress where stderr is a file
 _PROBLEMS_SHOWN = 20
 
 
@@ -110,7 +106,7 @@ def _run(
     if order.engine.engine == "ray":
         names = [path.relative_to(folder).as_posix() for path in planned.pictures]
         _spread(folder, names, order, runners, store)
-    with _stopping() as stop, _Line() as line:
+    with stopping() as stop, Line() as line:
         report = tag(
             planned,
             runners,
@@ -119,7 +115,7 @@ def _run(
             replace(order.run, again=order.run.again and order.engine.engine == "local"),
             store,
             stop=stop,
-            on_progress=line.show,
+            on_progress=lambda progress: line.show(_said(progress)),
         )
     return report, [runner.key.name for runner in runners]
 
@@ -229,51 +225,11 @@ def _show_problems(report: Report) -> None:
         print(f"left out: and {more} more", file=sys.stderr)
 
 
-@contextmanager
-def _stopping() -> Iterator[threading.Event]:
-    """Ctrl+C sets the event; a second one ends the program as usual."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = signal.getsignal(signal.SIGINT)
+def _said(progress: Progress) -> str:
+    from extensions_lib.ui.pieces import clock
 
-    def set_it(*_: object) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, set_it)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-class _Line:
-    """One line on stderr that rewrites itself; plain lines now and then where it is a file."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-        self._open = False
-
-    def __enter__(self) -> _Line:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._open:
-            print(file=sys.stderr)
-
-    def show(self, progress: Progress) -> None:
-        from extensions_lib.ui.pieces import clock
-
-        left = "" if progress.left is None else f"  {clock(progress.left)} left"
-        line = f"{progress.done}/{progress.total}  {progress.rate:.1f}/s{left}"
-        if sys.stderr.isatty():
-            self._open = True
-            print(f"\r{line:<60}", end="", file=sys.stderr, flush=True)
-        elif time.monotonic() - self._last >= _LINES_EVERY:
-            self._last = time.monotonic()
-            print(line, file=sys.stderr, flush=True)
+    left = "" if progress.left is None else f"  {clock(progress.left)} left"
+    return f"{progress.done}/{progress.total}  {progress.rate:.1f}/s{left}"
 
 
 class _Downloading:

@@ -15,7 +15,9 @@ from extensions_lib.ui.jobs import Jobs
 from extensions_lib.ui.tagger_edit import build_edit
 from extensions_lib.ui.tagger_folder import SetFields, build_folder
 from extensions_lib.ui.tagger_one import build_one
+from extensions_lib.ui.tagger_prepare import build_prepare
 from extensions_lib.ui.tagger_room import TaggerRoom
+from extensions_lib.ui.tagger_rules import build_rules
 
 
 def build_tagger_tab(room: TaggerRoom, page: gr.Blocks) -> None:
@@ -40,8 +42,13 @@ def build_tagger_tab(room: TaggerRoom, page: gr.Blocks) -> None:
             with gr.Tab("Folder", elem_id="crucible-tagger-tab-folder"):
                 tab = build_folder(room, source, jobs)
             with gr.Tab("Edit", elem_id="crucible-tagger-tab-edit") as edit:
-                build_edit(room, source, edit)
-        _remember(page, [*source, *tab.output.inputs, *tab.models.inputs, *one.models.inputs])
+                view = build_edit(room, source, edit).view
+            with gr.Tab("Rules", elem_id="crucible-tagger-tab-rules") as rules:
+                build_rules(room, source, view, rules)
+            with gr.Tab("Prepare", elem_id="crucible-tagger-tab-prepare") as preparing:
+                prepare = build_prepare(room, source, jobs, preparing)
+        fields = [*source, *one.models.inputs, *tab.output.inputs, *tab.models.inputs]
+        _remember(page, [*fields, tab.follow, *prepare.remembered])
 
 
 def _remember(page: gr.Blocks, fields: list[Any]) -> None:

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from extensions_lib.errors import CrucibleError, FileProblem
+from extensions_lib.toolbox.metadata import MOST, frequent_tags
 from extensions_lib.ui import pieces
 from extensions_lib.ui.compat import at_once, on_browser
 from extensions_lib.ui.file_report import FileReport, file_report, lists_html, rows
-from extensions_lib.ui.network_info import MOST, frequent_tags
 from extensions_lib.ui.webui_networks import readable_metadata
 
 if TYPE_CHECKING:

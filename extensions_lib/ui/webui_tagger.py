@@ -1,13 +1,16 @@
-"""The tagger in a WebUI: its REST routes, under the WebUI's own rules of who may ask."""
+"""The tagger in a WebUI: its tab, and REST routes under the WebUI's own rules of who may ask."""
 
 from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from extensions_lib.api.tagger import Service
 from extensions_lib.tagging.pool import Pool
+
+if TYPE_CHECKING:
+    from extensions_lib.ui.tagger_room import TaggerRoom
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = "crucible_tagger_api"
@@ -33,11 +36,50 @@ def service() -> Service:
     return Service(pool(), shape, lambda: queue_lock)
 
 
+@cache
+def room() -> TaggerRoom:
+    """What the tab works with; as the routes, it waits for the WebUI's own work."""
+    from modules import paths
+    from modules.call_queue import queue_lock
+
+    from extensions_lib.ui.tagger_room import TaggerRoom
+
+    data = Path(paths.data_path)
+    below = data if _open_to_strangers() else None
+    return TaggerRoom(pool(), ROOT / "cache", data, below, lambda: queue_lock)
+
+
+def _open_to_strangers() -> bool:
+    """Whether people may reach the page who should not name folders of this machine."""
+    from modules import shared
+
+    told = shared.cmd_opts
+    reachable = any(getattr(told, name, None) for name in ("listen", "share", "ngrok"))
+    guarded = any(getattr(told, name, None) for name in ("gradio_auth", "gradio_auth_path"))
+    return (reachable and not guarded) or bool(getattr(told, "hide_ui_dir_config", False))
+
+
+def tabs() -> list[tuple[Any, str, str]]:
+    """Our tab of the page."""
+    import gradio as gr
+
+    from extensions_lib.ui.tagger_tab import build_tagger_tab
+
+    with gr.Blocks(analytics_enabled=False) as page:
+        build_tagger_tab(room(), page)
+    for block in page.blocks.values():
+        # The browser keeps our fields; of several with one label the WebUI's own file keeps one.
+        block.do_not_save_to_config = True
+    return [(page, "Tagger", "crucible_tagger")]
+
+
 def app_started(_: Any, app: Any) -> None:
     """The server stands. Without `--api` the WebUI answers no programs, and neither do we."""
     from extensions_lib.api.auth import host_dependencies
     from extensions_lib.api.tagger import add_routes
+    from extensions_lib.ui.tagger_links import add_route
 
+    add_route(app, room().links)
     dependencies = host_dependencies(app)
     if dependencies is not None:
         add_routes(app, service(), dependencies)

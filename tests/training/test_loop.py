@@ -9,7 +9,7 @@ import torch
 
 from extensions_lib.errors import CrucibleError, FileProblem
 from extensions_lib.training.loop import Exploded, Loop, LoopOptions, Step
-from extensions_lib.training.networks import KINDS
+from extensions_lib.training.option_groups import KINDS
 from extensions_lib.training.recipes.network import NetworkRecipe, NetworkTraining
 from extensions_lib.training.state import load_state, save_state, states
 from tests.patching.standin import Bits

@@ -274,6 +274,12 @@ class StandaloneHost:
         with self._turns.turn(stop):
             return self._ready().generate(request, self.default_size(), on_progress, stop)
 
+    def take_off(self) -> None:
+        """Takes all networks off the model and frees their memory."""
+        with self._turns.turn():
+            if self._generator is not None:
+                self._generator.release()
+
     def close(self) -> None:
         """Frees the model; it loads again when needed."""
         with self._turns.turn():

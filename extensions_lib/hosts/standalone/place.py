@@ -36,6 +36,7 @@ class StandalonePlace:
                 yield
             finally:
                 self._trainable = None
+                self.host.take_off()  # samples had the network of the run on
 
     @contextmanager
     def turn(self, stop: threading.Event | None = None) -> Iterator[StandaloneTrainable]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +14,16 @@ from extensions_lib.adapters import Adapter
 from extensions_lib.files.networks import write_network
 from extensions_lib.models.names import component_of
 from extensions_lib.models.trainable import Conditioning, Trainable
-from extensions_lib.options import option
 from extensions_lib.patching.in_training import Dropouts, InTraining
 from extensions_lib.training.networks import (
-    NetworkOptions,
     fresh_network,
     limit_norms,
     rate_groups,
     rate_of,
     trained_parts,
 )
-from extensions_lib.training.objective import ObjectiveOptions
+from extensions_lib.training.option_groups import NetworkTraining
 from extensions_lib.training.step import Batch, diffusion_losses
-
-
-@dataclass(frozen=True)
-class PromptOptions:
-    """The options of what the text encoders are given."""
-
-    clip_skip: int = option(1, "layer from the end that is read", group="Prompts", low=1, high=12)
-    max_token_length: int = option(
-        225, "longest prompt", group="Prompts", unit="tokens", choices=(75, 150, 225)
-    )
-
-
-@dataclass(frozen=True)
-class NetworkTraining(NetworkOptions, PromptOptions, ObjectiveOptions):
-    """All options of this recipe."""
 
 
 class NetworkRecipe:

@@ -1,0 +1,167 @@
+"""Runs inside a WebUI under test: trains on its checkpoint, and looks at what that leaves behind."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from extensions_lib.errors import CrucibleError
+from extensions_lib.files.networks import write_network
+from extensions_lib.hosts.webui_trainable import posterior
+from extensions_lib.patching.checkpointing import Checkpointing
+from extensions_lib.training.loop import Loop, LoopOptions
+from extensions_lib.training.recipes.network import NetworkRecipe, NetworkTraining
+from extensions_lib.training.step import Batch
+
+PROMPT = "a (red:1.3) circle, large"
+
+
+class Fixed:
+    """The same two latents in every step."""
+
+    def __init__(self, side: int) -> None:
+        generator = torch.Generator().manual_seed(3)
+        self.latents = torch.randn(2, 4, side, side, generator=generator)
+
+    def __len__(self) -> int:
+        return 1
+
+    def batch(self, epoch: int, index: int, generator: torch.Generator) -> Batch:
+        return Batch(self.latents, (PROMPT, "a square"), ("0.png", "1.png"))
+
+
+def train(turns, session, asked: dict) -> dict:
+    """Steps of a LoRA, each in a turn of its own; the file goes into the folder of networks."""
+    with turns.turn() as model:
+        loaded = model.loaded
+        before, traces = _bits(loaded), _traces(loaded)
+        agrees = _agrees(model)
+        options = NetworkTraining(network_dim=asked["rank"], conv_dim=asked.get("conv"))
+        recipe = NetworkRecipe(model, options, asked["rate"])
+        loop = Loop(recipe, Fixed(asked["side"]), LoopOptions(learning_rate=asked["rate"]))
+        checkpointing = Checkpointing(loaded) if asked.get("checkpointing") else None
+    losses, failed = [], None
+    for number in range(asked["steps"]):
+        try:
+            with turns.turn():
+                recipe.put_in()
+                if checkpointing:
+                    checkpointing.put_in()
+                try:
+                    if number == asked.get("fail_at"):
+                        raise CrucibleError("as asked")
+                    losses.append(loop.step().loss)
+                finally:
+                    if checkpointing:
+                        checkpointing.take_out()
+                    recipe.take_out()
+        except CrucibleError as error:
+            failed = str(error)
+            break
+    with turns.turn():
+        left = {
+            "same bits": _bits(loaded) == before,
+            "same traces": _traces(loaded) == traces,
+            "inside": traces,
+        }
+    outside = _traces(loaded)
+    ups = {name: each for name, each in recipe.tensors().items() if "lora_up" in name}
+    if name := asked.get("name"):
+        write_network(Path(session.folders[0]) / f"{name}.safetensors", recipe.learnt())
+        session.library.refresh()
+    return {
+        "losses": losses,
+        "failed": failed,
+        "layers": len(ups),
+        "still": [name for name, each in ups.items() if not each.any()],
+        "left": left,
+        "outside": outside,
+        "agrees": agrees,
+        "threads": threading.active_count(),
+    }
+
+
+def _bits(loaded) -> str:
+    digest = hashlib.sha256()
+    for root in (loaded.unet, *loaded.text_encoders, loaded.vae):
+        for name, tensor in root.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _traces(loaded) -> list[int]:
+    """What training puts on modules and takes off again: forwards, hooks, wishes for gradients."""
+    modules = [m for r in (loaded.unet, *loaded.text_encoders, loaded.vae) for m in r.modules()]
+    parameters = [p for module in modules for p in module._parameters.values() if p is not None]
+    return [
+        sum("forward" in vars(module) for module in modules),
+        sum(len(module._forward_pre_hooks) for module in modules),
+        sum(parameter.requires_grad for parameter in parameters),
+        sum(parameter.grad is not None for parameter in parameters),
+    ]
+
+
+def _agrees(model) -> dict[str, float]:
+    """How far what training sees is from what the WebUI itself computes."""
+    sd_model, loaded = model.sd_model, model.loaded
+    long = ", ".join([PROMPT] * 30)
+    with torch.no_grad():
+        texts = []
+        for prompt, skip in ((PROMPT, 1), (PROMPT, 2), (long, 1)):
+            ours = model.encode_text([prompt], clip_skip=skip, chunks=9).states
+            with _clip_skip(sd_model, skip):
+                theirs = sd_model.get_learned_conditioning([prompt])
+            texts.append(float((ours - theirs.float()).abs().max()))
+        cut = model.encode_text([long], chunks=1).states
+        generator = torch.Generator().manual_seed(1)
+        noisy = torch.randn(2, 4, 16, 16, generator=generator)
+        steps = torch.tensor([37, 801])
+        conditioning = model.encode_text([PROMPT, "a square"])
+        answer = model.predict(noisy, steps, conditioning)
+        pixels = torch.rand(1, 3, 64, 64, generator=generator) * 2 - 1
+        mean, deviation = model.encode_pictures(pixels)
+        torch.manual_seed(4)
+        theirs = _encoded(sd_model, pixels)
+        torch.manual_seed(4)
+        drawn = torch.randn(mean.shape)
+        return {
+            "texts": max(texts),
+            "length": ours.shape[1],
+            "cut": cut.shape[1],
+            "unet": float((answer - _answered(sd_model, noisy, steps, conditioning)).abs().max()),
+            "moved": float((answer - noisy).abs().max()),
+            "vae": float((mean + deviation * drawn - theirs).abs().max()),
+            "vae alone": float((posterior(loaded.vae, pixels, 1.0)[0]).abs().max()),
+        }
+
+
+def _clip_skip(sd_model, skip: int):
+    from modules import shared
+
+    if hasattr(sd_model, "set_clip_skip"):
+        sd_model.set_clip_skip(skip)
+    else:
+        shared.opts.data["CLIP_stop_at_last_layers"] = skip
+    return nullcontext()
+
+
+def _answered(sd_model, noisy, steps, conditioning):
+    """What the WebUI's own wrapper says of the same, as noise or v."""
+    if not hasattr(sd_model, "forge_objects"):
+        return sd_model.apply_model(noisy, steps, {"c_crossattn": [conditioning.states]}).float()
+    wrapper = sd_model.forge_objects_original.unet.model
+    sigmas = wrapper.predictor.sigmas[steps]
+    scaled = noisy * (sigmas.view(-1, 1, 1, 1) ** 2 + 1) ** 0.5
+    clean = wrapper.apply_model(scaled, sigmas, c_crossattn=conditioning.states)
+    return (scaled - clean) / sigmas.view(-1, 1, 1, 1)
+
+
+def _encoded(sd_model, pixels):
+    if hasattr(sd_model, "forge_objects"):
+        return sd_model.encode_first_stage(pixels)
+    return sd_model.get_first_stage_encoding(sd_model.encode_first_stage(pixels))

@@ -1,0 +1,83 @@
+"""Training on the checkpoint of a real WebUI, in turns between its pictures."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.webui.conftest import HOST, PROMPT, SIZE, WebUI, furthest
+
+pytestmark = [pytest.mark.webui, pytest.mark.slow]
+
+ORDER = {"rank": 4, "steps": 10, "rate": 1e-3, "side": SIZE[HOST] // 8}
+
+
+def left_clean(told: dict[str, Any]) -> None:
+    left = told["left"]
+    assert left["same bits"] and left["same traces"], told
+    # in a turn no parameter of the checkpoint asks for gradients, and none has one afterwards
+    assert left["inside"][2] == 0 and left["inside"][3] == told["outside"][3] == 0
+
+
+def test_it_sees_what_the_webui_sees(webui: WebUI) -> None:
+    seen = webui.call("/probe/train", {**ORDER, "steps": 0})["agrees"]
+    assert seen["texts"] == 0 and seen["unet"] <= 1e-5 and seen["vae"] <= 1e-5
+    assert seen["moved"] > 0.1 and seen["vae alone"] > 0
+    assert seen["length"] > seen["cut"] == 77
+
+
+def test_ten_steps_leave_the_checkpoint_as_it_was(webui: WebUI) -> None:
+    before = webui.pictures(PROMPT)[0]
+    told = webui.call("/probe/train", {**ORDER, "conv": 4, "name": "learnt"})
+    assert len(told["losses"]) == 10 and np.isfinite(told["losses"]).all()
+    assert told["layers"] > 50 and told["still"] == []
+    left_clean(told)
+    assert np.array_equal(webui.pictures(PROMPT)[0], before)
+    after = webui.pictures(f"{PROMPT} <lora:learnt:1>")[0]
+    assert furthest(after, before) > 0 and "learnt" in webui.infotext()
+    assert np.array_equal(webui.pictures(PROMPT)[0], before)
+
+
+def test_after_a_network_was_in_force(webui: WebUI) -> None:
+    """Its merged weights are gone before a step, and come back afterwards."""
+    with_network = webui.pictures(f"{PROMPT} <lora:star:1>")[0]
+    told = webui.call("/probe/train", {**ORDER, "steps": 2})
+    again = webui.call("/probe/train", {**ORDER, "steps": 2})
+    assert told["losses"] == again["losses"]
+    left_clean(told)
+    assert np.array_equal(webui.pictures(f"{PROMPT} <lora:star:1>")[0], with_network)
+
+
+def test_checkpointing_changes_nothing_but_memory(webui: WebUI) -> None:
+    plain = webui.call("/probe/train", {**ORDER, "steps": 3, "conv": 4})
+    again = webui.call("/probe/train", {**ORDER, "steps": 3, "conv": 4, "checkpointing": True})
+    assert again["losses"] == pytest.approx(plain["losses"], rel=1e-5)
+    assert again["still"] == []
+    left_clean(again)
+
+
+def test_a_step_that_fails(webui: WebUI) -> None:
+    before = webui.pictures(PROMPT)[0]
+    told = webui.call("/probe/train", {**ORDER, "steps": 3, "fail_at": 1})
+    assert told["failed"] == "as asked" and len(told["losses"]) == 1
+    left_clean(told)
+    assert np.array_equal(webui.pictures(PROMPT)[0], before)
+
+
+def test_pictures_are_made_between_the_steps(webui: WebUI) -> None:
+    expected = webui.pictures(PROMPT)[0]
+    alone = webui.call("/probe/train", {**ORDER, "steps": 12})
+    told: list[Any] = []
+    order = {**ORDER, "steps": 12}
+    working = threading.Thread(target=lambda: told.append(webui.call("/probe/train", order)))
+    working.start()
+    made = [webui.pictures(PROMPT)[0] for _ in range(3)]
+    during = working.is_alive()
+    working.join()
+    assert during
+    assert all(np.array_equal(each, expected) for each in made)
+    assert told[0]["losses"] == alone["losses"]
+    left_clean(told[0])
