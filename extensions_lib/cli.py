@@ -77,6 +77,12 @@ def make_parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
     tag_parser = commands.add_parser("tag", help="captions for a folder of pictures")
     if "tag" in given:
         tag_options(tag_parser)
+    train_parser = commands.add_parser("train", help="train a network on a checkpoint")
+    if "train" in given:
+        from extensions_lib.ui.train_command import train_options
+
+        train_options(train_parser)
+        common_options(train_parser)
     bench_parser = commands.add_parser("bench", help="a benchmark; its own options follow the name")
     bench_parser.add_argument("name", choices=sorted(BENCHES), metavar="|".join(sorted(BENCHES)))
     commands.add_parser("build-demo", help="train the demo checkpoint and its networks anew")
@@ -351,6 +357,13 @@ def bench_tagset(arguments: list[str]) -> int:
     return int(run(arguments))
 
 
+def bench_toolbox(arguments: list[str]) -> int:
+    """How fast a difference is extracted and networks are baked in."""
+    from tests.benchmarks.bench_toolbox import main as run
+
+    return int(run(arguments))
+
+
 BENCHES: dict[str, Callable[[list[str]], int]] = {
     "apply": bench_apply,
     "demo": bench_demo,
@@ -360,6 +373,7 @@ BENCHES: dict[str, Callable[[list[str]], int]] = {
     "tagger": bench_tagger,
     "tagging": bench_tagging,
     "tagset": bench_tagset,
+    "toolbox": bench_toolbox,
     "webui": bench_webui,
 }
 

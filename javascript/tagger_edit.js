@@ -7,6 +7,7 @@
     const tell = (order) => window.crucibleTagger.tell("crucible-edit", order);
     let anchor = ""; // where a range of picked pictures begins
     let focused = ""; // the picture that has the focus, also after the gallery was made anew
+    let typed = null; // {name, text} of the caption that is being typed
 
     // --- picking --------------------------------------------------------------------------------
 
@@ -33,12 +34,13 @@
 
     // --- one caption ----------------------------------------------------------------------------
 
-    function openCaption(shot) {
+    function openCaption(shot, text) {
         const place = shot.querySelector("p");
         if (!place || shot.querySelector("textarea") || !shot.querySelector(".crucible-pen")) return;
         const box = document.createElement("textarea");
         box.className = "crucible-field";
-        box.value = place.dataset.text;
+        box.value = text ?? place.dataset.text;
+        typed = {name: nameOf(shot), text: box.value};
         box.setAttribute("aria-label", "Caption");
         place.hidden = true;
         place.after(box);
@@ -51,6 +53,7 @@
         if (!box.isConnected || box.dataset.closed) return;
         const shot = box.closest(".crucible-shot");
         const place = shot.querySelector("p");
+        typed = null;
         if (save && box.value !== place.dataset.text) {
             // It stays, with what was typed, until the server shows the new caption.
             tell({do: "write", value: nameOf(shot), text: box.value});
@@ -136,12 +139,15 @@
     });
 
     document.addEventListener("focusout", ({target}) => {
-        if (within(target, ".crucible-shot textarea")) closeCaption(target, true);
-        else if (within(target, ".crucible-renaming")) closeRename(target, true);
+        const close = within(target, ".crucible-shot textarea") ? closeCaption
+            : within(target, ".crucible-renaming") ? closeRename : null;
+        // One that was taken away with its gallery loses the focus too, and is connected until then.
+        if (close) setTimeout(() => document.activeElement !== target && close(target, true));
     });
 
     document.addEventListener("input", ({target}) => {
         if (within(target, "[data-crucible-sift]")) sift(target);
+        else if (within(target, ".crucible-shot textarea")) typed.text = target.value;
     });
 
     // --- keys -----------------------------------------------------------------------------------
@@ -183,13 +189,15 @@
         event.preventDefault();
     });
 
-    // A gallery made anew gets the focus back.
+    // A gallery made anew gets the focus back, and the caption that is being typed.
     let list = null;
     new MutationObserver(() => {
         const now = gallery();
         if (now === list) return;
         list = now;
-        if (focused && document.activeElement === document.body) {
+        const open = typed && shots().find((shot) => nameOf(shot) === typed.name);
+        if (open) openCaption(open, typed.text);
+        else if (focused && document.activeElement === document.body) {
             shots().find((shot) => nameOf(shot) === focused)?.focus({preventScroll: true});
         }
     }).observe(document.documentElement, {childList: true, subtree: true});

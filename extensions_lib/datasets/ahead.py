@@ -1,4 +1,4 @@
-"""Pictures decoded by threads before they are asked for."""
+"""Pictures decoded and resized by threads before they are asked for."""
 
 from __future__ import annotations
 
@@ -8,31 +8,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extensions_lib.datasets.at_once import threads_for
-from extensions_lib.datasets.pictures import open_picture
+from extensions_lib.datasets.augment import ready
+from extensions_lib.datasets.buckets import Size
+from extensions_lib.datasets.items import Picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_Key = tuple[Path, Size]
+
 
 class Ahead:
-    """Decodes what is expected while something else is done; nothing else depends on it."""
+    """Makes ready what is expected while something else is done; nothing else depends on it."""
 
     def __init__(self) -> None:
-        self._waiting: dict[Path, Future[Image]] = {}
+        self._waiting: dict[_Key, Future[Image]] = {}
         self._pool: ThreadPoolExecutor | None = None
 
-    def expect(self, paths: Sequence[Path]) -> None:
-        """Begins to decode these, and forgets what was expected before."""
-        wanted = dict.fromkeys(paths)
-        for path in [path for path in self._waiting if path not in wanted]:
-            self._waiting.pop(path).cancel()
+    def expect(self, pictures: Sequence[Picture]) -> None:
+        """Begins with these, and forgets what was expected before."""
+        wanted = {_key(picture): picture for picture in pictures}
+        for key in [key for key in self._waiting if key not in wanted]:
+            self._waiting.pop(key).cancel()
         if self._pool is None:
             self._pool = ThreadPoolExecutor(threads_for(), thread_name_prefix="ahead")
-        for path in wanted:
-            if path not in self._waiting:
-                self._waiting[path] = self._pool.submit(open_picture, path)
+        for key, picture in wanted.items():
+            if key not in self._waiting:
+                self._waiting[key] = self._pool.submit(ready, picture)
 
-    def take(self, path: Path) -> Image:
-        """The picture, as `open_picture` opens it. Raises PictureProblem."""
-        waiting = self._waiting.get(path)
-        return waiting.result() if waiting else open_picture(path)
+    def take(self, picture: Picture) -> Image:
+        """The picture, as `ready` makes it. Raises PictureProblem."""
+        waiting = self._waiting.get(_key(picture))
+        return waiting.result() if waiting else ready(picture)
+
+
+def _key(picture: Picture) -> _Key:
+    return picture.path, picture.where.resized

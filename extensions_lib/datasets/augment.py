@@ -52,26 +52,36 @@ class Seen:
 
 
 def seen(
-    picture: Picture, draws: Sequence[float] | None = None, opened: Image | None = None
+    picture: Picture, draws: Sequence[float] | None = None, made_ready: Image | None = None
 ) -> Seen:
     """The picture in its bucket: the centre of it as it is, or changed by `draws`.
 
-    `opened`: the file, if it is open already. Raises PictureProblem where it cannot be read, or is
-    another one than was looked at.
+    `made_ready`: what `ready` made of it, if that is done already. Raises as `ready`.
     """
     options = picture.options
-    opened = opened or open_picture(picture.path)
-    if opened.size != picture.size:
-        raise PictureProblem(f"{picture.path}: has changed meanwhile; start again.")
+    image = made_ready or ready(picture)
     placed = picture.where
     if draws is not None:
         placed = _placed(picture, draws)
-    pixels = _cut(opened, placed, options)
+    pixels = _cut(image, placed, options)
     mask = _mask(picture, placed)
     if draws is not None and options.color_aug:
         pixels = coloured(pixels, [draws[each] for each in _COLOR])
     found = Seen(pixels, mask, placed)
     return found.mirrored() if draws is not None and mirrors(options, draws) else found
+
+
+def ready(picture: Picture) -> Image:
+    """The picture as it is before anything is drawn: open, and resized where that is settled.
+
+    Raises PictureProblem where it cannot be read, or is another one than was looked at.
+    """
+    opened = open_picture(picture.path)
+    if opened.size != picture.size:
+        raise PictureProblem(f"{picture.path}: has changed meanwhile; start again.")
+    if _face(picture) is not None:
+        return opened
+    return _resized(opened, picture.where, picture.options)
 
 
 def mirrors(options: DataOptions, draws: Sequence[float]) -> bool:
@@ -84,12 +94,16 @@ def mirrors(options: DataOptions, draws: Sequence[float]) -> bool:
 
 def _placed(picture: Picture, draws: Sequence[float]) -> Placed:
     options = picture.options
-    face = face_in(picture.path.stem) if options.face_crop_aug_range else None
+    face = _face(picture)
     if face is not None:
         return around_face(picture.where, face, options, [draws[each] for each in _FACE])
     if options.random_crop:
         return picture.where.moved(*(draws[each] for each in _CROP))
     return picture.where
+
+
+def _face(picture: Picture) -> tuple[int, int, int, int] | None:
+    return face_in(picture.path.stem) if picture.options.face_crop_aug_range else None
 
 
 def face_in(name: str) -> tuple[int, int, int, int] | None:
@@ -143,12 +157,16 @@ def _whole(part: float, most: int) -> int:
 def _cut(picture: Image, placed: Placed, options: DataOptions) -> Any:
     """The bytes [H, W, channels] of the picture, resized and cropped."""
     import numpy as np
+
+    return np.asarray(_resized(picture, placed, options).crop(placed.box))
+
+
+def _resized(picture: Image, placed: Placed, options: DataOptions) -> Image:
     from PIL import Image
 
-    if picture.size != placed.resized:
-        kind = Image.Resampling[_FILTERS[options.resize_interpolation]]
-        picture = picture.resize(placed.resized, kind)
-    return np.asarray(picture.crop(placed.box))
+    if picture.size == placed.resized:
+        return picture
+    return picture.resize(placed.resized, Image.Resampling[_FILTERS[options.resize_interpolation]])
 
 
 def coloured(pixels: Any, draws: Sequence[float]) -> Any:

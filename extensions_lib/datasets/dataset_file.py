@@ -78,14 +78,19 @@ def read_dataset_file(path: str | os.PathLike[str]) -> list[Subset]:
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a TOML file holds. Raises FileProblem, naming the line."""
+    return parse_toml(_text(Path(path)), str(path))
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """What a TOML text holds, which is found at `where`. Raises FileProblem, naming the line."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
     try:
-        return tomllib.loads(_text(Path(path)))
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise FileProblem(f"{path}: is no valid TOML ({error}).") from None
+        raise FileProblem(f"{where}: is no valid TOML ({error}).") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

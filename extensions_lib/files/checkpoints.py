@@ -24,7 +24,7 @@ Prediction = Literal["epsilon", "v_prediction"]
 # Keys that real checkpoints carry and no layer takes: averaged weights, schedule tables, index
 # buffers, training leftovers, the image half of CLIP, SD2's pooled projection, markers.
 _EXTRAS = re.compile(
-    r"model_ema\.|(optimizer|callbacks|lr_schedulers|loops|hparams)\b|embedding_manager\."
+    r"model_ema\.|(optimizer\w*|callbacks|lr_schedulers|loops|hparams)\b|embedding_manager\."
     r"|(betas|alphas_cumprod(_prev)?|sqrt_\w*|log_one_minus_\w*|posterior_\w*|lvlb_weights"
     r"|logvar|scale_factor|global_step|v_pred|ztsnr|edm_vpred\.\w+|denoiser\.sigmas)$"
     r"|first_stage_model\.loss\.|depth_model\."

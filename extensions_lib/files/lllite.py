@@ -17,12 +17,15 @@ from extensions_lib.errors import FileProblem
 from extensions_lib.files.header import short
 from extensions_lib.files.keys import KNOWN, flat_names
 from extensions_lib.files.recognise import layers_of
-from extensions_lib.files.safe import read_any_header, read_file
+from extensions_lib.files.safe import read_any_header, read_file, write_safetensors
 from extensions_lib.files.sizes import Shapes
 from extensions_lib.models.families import Family, Structure
+from extensions_lib.models.names import flat_ldm
 from extensions_lib.models.strangers import describe
 
 if TYPE_CHECKING:
+    import torch
+
     from extensions_lib.adapters.lllite import LLLite
 
 SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin", ".pth")
@@ -170,3 +173,29 @@ def _family(widths: Mapping[str, int]) -> Family | None:
         )
     }
     return families.pop() if len(families) == 1 else None
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+
+def write_lllite(
+    path: str | os.PathLike[str],
+    layers: Mapping[str, LLLite],
+    structure: Structure,
+    metadata: Mapping[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Writes side paths by canonical layer as sd-scripts does, for a model of this structure.
+
+    Atomic. dtype None: each tensor's own. Raises FileProblem.
+    """
+    if not layers:
+        raise FileProblem(f"{path}: there is no layer to write")
+    tensors = {
+        f"{flat_ldm(layer, structure).replace('lora_', PREFIX, 1)}.{part}": (
+            tensor.detach() if dtype is None else tensor.detach().to(dtype)
+        )
+        for layer, each in layers.items()
+        for part, tensor in each.tensors().items()
+    }
+    write_safetensors(path, tensors, metadata or {})

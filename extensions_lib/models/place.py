@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from PIL import Image
 
-    from extensions_lib.adapters.base import Adapter
     from extensions_lib.models.trainable import Trainable
 
 
@@ -35,9 +34,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A network as it is now. `version` differs where the content does."""
+    """A network as it is now: adapters by layer. `version` differs where the content does."""
 
-    adapters: Mapping[str, Adapter]
+    adapters: Mapping[str, Any]
     version: int
 
 
@@ -69,7 +68,11 @@ class Place(Protocol):
         """The folder in which finished networks go."""
 
     def about(self) -> Mapping[str, Any]:
-        """The checkpoint, which is not loaded for it: "name", "path", and the "cfg" that suits."""
+        """The checkpoint, which is not loaded for it: "name", "path", and the "cfg" that suits.
+
+        Also, where there are any: "cache", the folder for what is kept of files, and "text", what
+        the encoding of prompts follows from besides weights, such as settings of the host.
+        """
 
     def new_files(self) -> None:
         """A file was written below the folders of networks: they are looked through again."""

@@ -47,6 +47,7 @@ _SEVENTEEN = {
     "ALL0.5": "0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5",
 }
 PRESETS: Mapping[str, str] = _SEVENTEEN
+_FLUX = 61  # values that the extension has for Flux, whose blocks are others
 _VALUE = re.compile(r"X(?:([+-])(\d*\.?\d+))?")
 _LETTERS = {"R": (0.0, 1.0), "U": (-0.5, 1.5)}  # drawn evenly from this range
 _SDXL_OUT, _SD1_OUT = 9, 12  # blocks on a side
@@ -102,7 +103,8 @@ def read_blocks(
         if len(values) == 1:
             raise BlockMistake(f"there is no preset {text!r}; there are {', '.join(presets)}")
         sizes = ", ".join(map(str, sorted(LISTS)))
-        raise BlockMistake(f"{len(values)} block weights are given; expected {sizes} of them")
+        flux = " for Flux" if len(values) == _FLUX else ""
+        raise BlockMistake(f"{len(values)} block weights{flux} are given; expected {sizes} of them")
     drawn = random.Random(seed)
     weights = [_value(value, x, drawn) for value in values]
     return Blocks(tuple(_filled(dict(zip(names, weights, strict=True))).items()))

@@ -37,6 +37,7 @@ PLACES: Mapping[str, str] = {
 }
 _HYPERNETWORK = re.compile(r"\d+\.[01]\.linear")
 _STATES = (".state", ".optim")  # pickles under names of their own
+_OF_OPTIMIZERS = (".exp_avg", ".exp_avg_sq", ".momentum_buffer")
 _WIDTHS = (768, 1024, 1280)  # of the text encoders
 
 
@@ -71,14 +72,14 @@ def sort_of_shapes(shapes: Shapes) -> str:
     """What tensors of these names and shapes are."""
     if is_lllite(shapes):
         return LLLITE
-    if any(key.startswith("state.") for key in shapes) and any("loop" in k or "adapters" in k or "optimizer" in k for k in shapes):  # fmt: skip  # noqa: E501
+    if any(key.startswith("state.trained.") for key in shapes):
         return RUN
-    if any(key.endswith((".exp_avg", ".exp_avg_sq", ".momentum_buffer")) for key in shapes):
-        return OPTIMIZER
     if any(_is_control(key) for key in shapes):
         return CONTROLNET
     if any("input_blocks.0.0.weight" in key for key in shapes):
-        return CHECKPOINT
+        return CHECKPOINT  # which may hold an optimizer's state, too
+    if any(key.endswith(_OF_OPTIMIZERS) for key in shapes):
+        return OPTIMIZER
     facts = facts_of(shapes)
     if facts.layers or facts.problems or facts.embeddings or facts.foreign:
         return NETWORK

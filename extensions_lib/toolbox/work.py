@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -124,11 +123,8 @@ def free_name(path: Path) -> Path:
     """The path, or the first of name-2, name-3, … that is free."""
     if not os.path.lexists(path):
         return path
-    stem = re.sub(r"-\d+$", "", path.stem)
-    number = 2
-    while os.path.lexists(path.with_name(f"{stem}-{number}{path.suffix}")):
-        number += 1
-    return path.with_name(f"{stem}-{number}{path.suffix}")
+    named = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in itertools.count(2))
+    return next(each for each in named if not os.path.lexists(each))
 
 
 def copy_config(checkpoint: Path, result: Written) -> None:

@@ -90,9 +90,9 @@ class Encoder:
     ) -> None:
         """Fills the caches that the options ask for, by the model as it is now.
 
-        Raises CrucibleError for a picture that cannot be read any more or is another one,
-        FileProblem where a cache cannot be written, Stopped. What is on disk by then is found the
-        next time.
+        Raises CrucibleError for a picture that cannot be read any more, is another one, or of
+        which the VAE makes no numbers; FileProblem where a cache cannot be written; Stopped. What
+        is on disk by then is found the next time.
         """
         self._model, self._beside = model, str(pictures[0].path)
         missing: list[Picture] = []
@@ -139,9 +139,13 @@ class Encoder:
 
     def _keep(self, some: Sequence[tuple[Picture, Seen]]) -> int:
         """Encodes these, mirrored too where they will be, and keeps the result."""
-        plain = self._encode([each for _, each in some])
+        pictures = [picture for picture, _ in some]
+        plain = self._encode(pictures, [each for _, each in some])
         flipped = [number for number, (each, _) in enumerate(some) if each.options.flip_aug]
-        other = self._encode([some[number][1].mirrored() for number in flipped])
+        other = self._encode(
+            [pictures[number] for number in flipped],
+            [some[number][1].mirrored() for number in flipped],
+        )
         for number, (picture, found) in enumerate(some):
             held = {"mean": plain[0][number], "deviation": plain[1][number]}
             if number in flipped:
@@ -152,15 +156,21 @@ class Encoder:
             self._latents.put(latent_key(picture, self._vae), str(picture.path), held)
         return len(some)
 
-    def _encode(self, some: Sequence[Seen]) -> tuple[Tensor, Tensor]:
-        """Mean and deviation [B, 4, h, w] on the CPU."""
+    def _encode(self, pictures: Sequence[Picture], some: Sequence[Seen]) -> tuple[Tensor, Tensor]:
+        """Mean and deviation [B, 4, h, w] on the CPU. Raises CrucibleError where they are none."""
         if not some:
             return torch.empty(0), torch.empty(0)
         assert self._model is not None, "prepare comes first"
         bytes_ = torch.stack([torch.tensor(each.pixels) for each in some])
         pixels = bytes_.permute(0, 3, 1, 2).float() / 127.5 - 1
-        mean, deviation = self._model.encode_pictures(pixels)
-        return mean.cpu(), deviation.cpu()
+        mean, deviation = (each.cpu() for each in self._model.encode_pictures(pixels))
+        for picture, whole in zip(pictures, mean.isfinite().flatten(1).all(1), strict=True):
+            if not whole:
+                raise CrucibleError(
+                    f"{picture.path}: the VAE makes something of it that is no number, as in 16"
+                    " bits some do; use the VAE in 32 bits (in a WebUI --no-half-vae), or another."
+                )
+        return mean, deviation
 
     def _encode_prompts(self, prompts: Sequence[str]) -> Iterator[int]:
         """Encodes each alone, so that its states do not depend on the others' lengths."""
@@ -196,10 +206,10 @@ class Encoder:
             encoded = torch.stack(mean), torch.stack(deviation)
         else:
             looks = [
-                seen(each, drawn, self._ahead.take(each.path))
+                seen(each, drawn, self._ahead.take(each))
                 for each, drawn in zip(pictures, draws, strict=True)
             ]
-            encoded = self._encode(looks)
+            encoded = self._encode(pictures, looks)
             masks = [None if each.mask is None else torch.tensor(each.mask) for each in looks]
             places = [each.placed for each in looks]
         return Encoded(*encoded, _stacked(masks, encoded[0]), tuple(each.sizes for each in places))
@@ -207,7 +217,7 @@ class Encoder:
     def expect(self, pictures: Sequence[Picture]) -> None:
         """Which pictures come next: they are decoded meanwhile, unless their latents are kept."""
         if not self._options.caches_latents:
-            self._ahead.expect([each.path for each in pictures])
+            self._ahead.expect(pictures)
 
     def _from_cache(self, picture: Picture, mirrored: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         held = self._cached(picture)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from extensions_lib.errors import CrucibleError
+from extensions_lib.training import ranks
 from extensions_lib.training.optimizers import make_optimizer
 from extensions_lib.training.option_groups import LoopOptions
 from extensions_lib.training.schedulers import factor
@@ -59,6 +60,7 @@ class Loop:
         self.recipe, self.data, self.options = recipe, data, options
         self._precision, self._device = precision, device
         self.done = 0
+        self._worst = ""
         groups = [{"lr": options.learning_rate, **group} for group in recipe.groups()]
         self._names = [str(group.pop("name", number)) for number, group in enumerate(groups)]
         self._rates = [group["lr"] for group in groups]
@@ -76,7 +78,8 @@ class Loop:
     @property
     def epoch(self) -> int:
         """The epoch of the next step, from 0."""
-        return self.done * self.options.gradient_accumulation_steps // len(self.data)
+        batches = self.options.gradient_accumulation_steps * ranks.rank().count
+        return self.done * batches // len(self.data)
 
     def step(self) -> Step:
         """The next step. Raises Exploded, with nothing changed, where a loss is no number."""
@@ -87,8 +90,14 @@ class Loop:
             for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = rate * share
         loss = 0.0
-        for part in range(options.gradient_accumulation_steps):
-            loss += self._learn(number * options.gradient_accumulation_steps + part)
+        mine, accumulation = ranks.rank(), options.gradient_accumulation_steps
+        for part in range(accumulation):
+            loss += self._learn((number * accumulation + part) * mine.count + mine.index)
+        ranks.average([each.grad for each in self._trained if each.grad is not None])
+        loss = ranks.average_number(loss, self._trained[0].device)
+        if not math.isfinite(loss):  # of another process: all of them stop at this step
+            self._forget()
+            raise Exploded(f"step {number + 1}: {self._worst or 'a loss is no number'}; {_ADVICE}")
         norm = self._clip()
         if not math.isfinite(norm) and not self._scaler.is_enabled():
             self._forget()
@@ -115,8 +124,7 @@ class Loop:
         self._scaler.scale(mean).backward()
         loss = float(mean.detach())
         if not math.isfinite(loss):
-            self._forget()
-            raise Exploded(f"step {self.done + 1}: {_worst(batch, losses)}; {_ADVICE}")
+            self._worst = _worst(batch, losses)
         return loss
 
     def computing(self) -> AbstractContextManager[Any]:

@@ -31,6 +31,7 @@ from extensions_lib.adapters import (
 from extensions_lib.errors import CrucibleError
 from extensions_lib.models.loaded import LoadedModel
 from extensions_lib.models.names import LayerInfo, canonical_layers, component_of
+from extensions_lib.training.blocks import by_block
 from extensions_lib.training.option_groups import NetworkOptions
 
 
@@ -68,7 +69,8 @@ def _of_unet(name: str, info: LayerInfo, options: NetworkOptions) -> bool:
         return _norms(options) and (attention or block)
     if options.kind == "norm" or info.kind not in ("linear", "conv"):
         return False
-    return attention or (block and options.conv_dim is not None)
+    convolutions = options.conv_dim is not None or bool(options.conv_block_dims)
+    return attention or (block and convolutions)
 
 
 def _runs(model: LoadedModel, name: str) -> bool:
@@ -110,16 +112,38 @@ def _fresh(
     if info.kind == "norm":
         return Norm.fresh(shape, bias=info.bias)
     kernel = info.kind == "conv" and math.prod(shape[2:]) > 1
-    rank = options.conv_dim if kernel and options.conv_dim else options.network_dim
-    alpha = options.network_alpha
-    if kernel and options.conv_alpha is not None:
-        alpha = options.conv_alpha
-    alpha = float(rank) if alpha in (None, 0) else alpha
+    rank, alpha = _rank(model, name, options, kernel)
     make: Callable[..., Adapter] = _MAKERS[options.kind]
     adapter = make(shape, rank, alpha, name, options, kernel, generator)
     if options.dora_wd and options.kind in ("lora", "loha", "lokr"):
         return DoRA.fresh(adapter, base_weight(model, name))
     return adapter
+
+
+def _rank(
+    model: LoadedModel, name: str, options: NetworkOptions, kernel: bool
+) -> tuple[int, float]:
+    """Rank and alpha of a layer. Raises AdapterError for a rank of 0."""
+    rank, alpha = options.network_dim, options.network_alpha
+    if kernel:
+        rank = options.conv_dim or rank
+        alpha = alpha if options.conv_alpha is None else options.conv_alpha
+    prefix = "conv_block" if kernel else "block"
+    if component_of(name) == "unet":
+        rank = _of_block(model, name, options, f"{prefix}_dims", rank)
+        alpha = _of_block(model, name, options, f"{prefix}_alphas", alpha)
+    if not rank:
+        raise AdapterError("its block has rank 0")
+    return rank, float(rank) if alpha in (None, 0) else float(alpha)
+
+
+def _of_block(model: LoadedModel, name: str, options: NetworkOptions, what: str, usual: Any) -> Any:
+    """The value of the layer's block, where the option has values."""
+    values = getattr(options, what)
+    if not values:
+        return usual
+    found = by_block(model.structure, values, what)(name)
+    return usual if found is None else found
 
 
 def base_weight(model: LoadedModel, canonical: str) -> Tensor:
@@ -206,12 +230,16 @@ def rate_groups(
     for name, adapter in adapters.items():
         component = component_of(name)
         rate = rate_of(model, component, options, learning_rate)
-        if rate == 0:
+        weight = 1.0
+        if component == "unet":
+            weight = _of_block(model, name, options, "block_lr_weight", 1.0)
+        if rate * weight == 0:
             continue
         for part, tensor in trained_parts(adapter, options).items():
             plus = options.loraplus_lr_ratio if part.startswith("lora_up") else None
             group = f"{component} up" if plus else component
-            entry = {"params": [], "lr": rate * (plus or 1), "name": group}
+            group += f" × {weight:g}" if weight != 1 else ""
+            entry = {"params": [], "lr": rate * weight * (plus or 1), "name": group}
             groups.setdefault(group, entry)["params"].append(tensor)
     if not groups:
         raise CrucibleError("nothing is trained: every learning rate is 0.")

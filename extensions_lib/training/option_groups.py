@@ -41,6 +41,21 @@ class NetworkOptions:
     conv_alpha: float | None = option(
         None, "alpha of convolutions; none: network_alpha", group="Network", low=0
     )
+    block_dims: tuple[int, ...] = option(
+        (), "ranks of the UNet's blocks, 25 of SD1, 23 of SDXL; 0: not trained", group="Blocks"
+    )
+    block_alphas: tuple[float, ...] = option(
+        (), "alphas of the UNet's blocks; none: network_alpha", group="Blocks"
+    )
+    conv_block_dims: tuple[int, ...] = option(
+        (), "ranks of the convolutions of the UNet's blocks", group="Blocks"
+    )
+    conv_block_alphas: tuple[float, ...] = option(
+        (), "alphas of the convolutions of the UNet's blocks; none: conv_alpha", group="Blocks"
+    )
+    block_lr_weight: tuple[float, ...] = option(
+        (), "what unet_lr is multiplied by in each block; 0: not trained", group="Blocks"
+    )
     use_tucker: bool = option(False, "3x3 convolutions as a Tucker decomposition", group="Network")
     dora_wd: bool = option(False, "learns direction and size apart (DoRA)", group="Network")
     factor: int = option(-1, "LoKr: near this are its parts split; -1: the root", group="Network")

@@ -15,6 +15,7 @@ from torch import Tensor
 from extensions_lib.datasets.folders import subsets_of
 from extensions_lib.datasets.options import contradictions
 from extensions_lib.errors import CrucibleError
+from extensions_lib.files.cache import FileCache
 from extensions_lib.models.place import Place
 from extensions_lib.training.data import Run as DataRun
 from extensions_lib.training.data import TrainingData, read_training_data
@@ -81,7 +82,7 @@ def look_ahead(
     problems += contradictions(options) + _against(options)
     data = None
     try:
-        data = _read(options, on_progress, stop, notes)
+        data = _read(place, options, on_progress, stop, notes)
     except CrucibleError as problem:
         problems += [line for line in str(problem).splitlines() if line not in problems]
     if data is None:
@@ -109,16 +110,31 @@ def steps_of(options: TrainingOptions, batches: int) -> tuple[int, float]:
     return steps, steps * accumulation / batches
 
 
+def text_options(place: Place, options: TrainingOptions) -> TextOptions:
+    """How prompts are encoded there."""
+    settings = str(place.about().get("text", ""))
+    return TextOptions(options.clip_skip, options.max_token_length // 75, settings)
+
+
+def facts_of(place: Place) -> FileCache | None:
+    """What is known of picture files from earlier, None where nothing can be kept."""
+    folder = place.about().get("cache")
+    return None if folder is None else FileCache(folder, "pictures.sqlite")
+
+
 def _read(
+    place: Place,
     options: TrainingOptions,
     on_progress: Callable[[int, int], None] | None,
     stop: threading.Event | None,
     notes: list[str],
 ) -> TrainingData:
-    text = TextOptions(options.clip_skip, options.max_token_length // 75)
+    text, facts = text_options(place, options), facts_of(place)
     how = DataRun(options.seed, options.max_train_steps, options.gradient_accumulation_steps)
     subsets = subsets_of(options, notes)
-    return read_training_data(subsets, options, how, text, on_progress=on_progress, stop=stop)
+    return read_training_data(
+        subsets, options, how, text, facts=facts, on_progress=on_progress, stop=stop
+    )
 
 
 def _against(options: TrainingOptions) -> list[str]:

@@ -9,6 +9,7 @@ run.status(), run.record         # for whoever looks on
 from __future__ import annotations
 
 import gc
+import tempfile
 import threading
 import traceback
 from collections.abc import Iterator
@@ -24,11 +25,12 @@ from extensions_lib.errors import CrucibleError, FileProblem, Stopped
 from extensions_lib.models.place import Place, Sample, Snapshot
 from extensions_lib.models.trainable import Trainable
 from extensions_lib.training import data as training_data
-from extensions_lib.training.encoding import TextOptions
+from extensions_lib.training import ranks
 from extensions_lib.training.loop import Exploded, Loop, Step
 from extensions_lib.training.options import TrainingOptions, check
 from extensions_lib.training.outputs import Outputs
 from extensions_lib.training.pace import Pace
+from extensions_lib.training.preflight import facts_of, text_options
 from extensions_lib.training.recipes.network import NetworkRecipe
 from extensions_lib.training.record import Record
 from extensions_lib.training.sample_prompts import read_samples
@@ -70,13 +72,16 @@ class Run:
         check(options)
         self.place, self.options, self.folder = place, options, folder
         self.name = options.output_name
+        self._writes = ranks.rank().is_first
         self.outputs = Outputs(options, folder, place.networks())
         if not resume:
             self.outputs.refuse_to_replace()
         self._resume_from = self._newest() if resume else None
         first = 0 if self._resume_from is None else int(self._resume_from.stem.split("-")[1])
-        self.record = Record(folder, upto=first)
-        self.outputs.write_options()
+        own = folder if self._writes else Path(tempfile.mkdtemp(prefix="crucible-"))
+        self.record = Record(own, upto=first)
+        if self._writes:
+            self.outputs.write_options()
         self._stop, self._save, self._going = (
             threading.Event(),
             threading.Event(),
@@ -85,6 +90,7 @@ class Run:
         self._going.set()
         self._status = Status(self.name, "preparing")
         self._pace = Pace()
+        self._identity = ""
         self._thread: threading.Thread | None = None
 
     def _newest(self) -> Path:
@@ -160,7 +166,10 @@ class Run:
         loop, data, samples, recipe = self._prepared()
         validation = self._validation(loop, data)
         if self._resume_from is not None:
-            loop.restore(load_state(self._resume_from)[0])
+            state, about = load_state(self._resume_from)
+            loop.restore(state)
+            if about.get("data") != data.identity:
+                self.record.add(loop.done, said="The pictures or captions have changed since.")
         self._say(state="training", doing="", step=loop.done)
 
         def snapshot() -> Snapshot:
@@ -190,13 +199,20 @@ class Run:
             steps=options.max_train_steps,
             accumulation=accumulation,
         )
-        text = TextOptions(options.clip_skip, options.max_token_length // 75)
         data = training_data.read_training_data(
-            subsets_of(options), options, how, text, on_progress=self._progress, stop=self._stop
+            subsets_of(options),
+            options,
+            how,
+            text_options(self.place, options),
+            facts=facts_of(self.place),
+            on_progress=self._progress,
+            stop=self._stop,
         )
+        self._identity = data.identity
         if options.max_train_epochs:
             steps = -(-len(data) * options.max_train_epochs // accumulation)
             options = self.options = replace(options, max_train_steps=steps)
+            data.run = replace(data.run, steps=steps)
         self._say(
             steps=options.max_train_steps,
             epochs=-(-options.max_train_steps * accumulation // len(data)),
@@ -246,7 +262,7 @@ class Run:
         per_epoch = len(loop.data) / loop.options.gradient_accumulation_steps
         steps = loop.options.max_train_steps
         self._pace.begin(loop.done)
-        while loop.done < steps and not self._stop.is_set():
+        while loop.done < steps and not ranks.any_of(self._stop.is_set()):
             if not self._going.is_set():
                 self._paused()
                 continue
@@ -315,6 +331,8 @@ class Run:
 
     def _look(self, loop: Loop, samples: list[Sample], validation: Validation | None) -> None:
         """Measures and makes samples; what fails there is said, and the run goes on."""
+        if not self._writes:
+            return
         try:
             if validation is not None:
                 self._measure(loop, validation)
@@ -384,6 +402,8 @@ class Run:
 
     def _write(self, loop: Loop, recipe: Any, data: Any, *, final: bool) -> None:
         """The network and the state."""
+        if not self._writes:
+            return
         self._say(doing="saving")
         path = self.outputs.write(loop, recipe, data, final=final)
         self.record.add(loop.done, saved=str(path), final=final)
@@ -392,7 +412,10 @@ class Run:
         self._pace.rest()
 
     def _write_state(self, loop: Loop) -> None:
-        save_state(self.outputs.states, loop.state(), {"name": self.name}, keep=2)
+        if not self._writes:
+            return
+        about = {"name": self.name, "data": self._identity}
+        save_state(self.outputs.states, loop.state(), about, keep=2)
 
     def _progress(self, done: int, of: int) -> None:
         self._say(done=done, of=of)

@@ -83,6 +83,10 @@ class Runs:
             )
 
     def _free_folder(self, name: str) -> Path:
+        from extensions_lib.training import ranks
+
+        if not ranks.rank().is_first:
+            return self.folder / name  # the first process writes, the others do not
         number, folder = 1, self.folder / name
         while folder.exists():
             number += 1

@@ -25,6 +25,11 @@ def only_last() -> dict[str, Any]:
     return {"trigger_mode": "always_last"} if VERSION >= (4, 0) else {}
 
 
+def any_value() -> dict[str, Any]:
+    """Keyword of a list to choose several from that takes other values too; gradio 3 does."""
+    return {"allow_custom_value": True} if VERSION >= (4, 0) else {}
+
+
 def every_one() -> dict[str, Any]:
     """Keyword for an event that may come again before it has been answered; gradio 3 lets it."""
     return {"trigger_mode": "multiple"} if VERSION >= (4, 0) else {}

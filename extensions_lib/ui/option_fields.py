@@ -29,13 +29,18 @@ class OptionForm(Generic[T]):
     """The components of a dataclass of options; their elem_ids are `prefix`-the-name.
 
     `initial` are values to begin with where they are not the defaults: a number that may be none
-    is a slider if it has one, else an empty field.
+    is a slider if it has one, else an empty field. `lines` names lists of texts that may hold
+    commas: they stand one a line.
     """
 
     def __init__(
-        self, kind: type[T], prefix: str, initial: Mapping[str, Any] | None = None
+        self,
+        kind: type[T],
+        prefix: str,
+        initial: Mapping[str, Any] | None = None,
+        lines: Sequence[str] = (),
     ) -> None:
-        self.kind, self.prefix = kind, prefix
+        self.kind, self.prefix, self.lines = kind, prefix, lines
         self.options = {each.name: each for each in options_of(kind)}
         self.initial = {
             **{name: each.default for name, each in self.options.items()},
@@ -48,7 +53,12 @@ class OptionForm(Generic[T]):
         each = self.options[name]
         told.setdefault("elem_id", f"{self.prefix}-{name.replace('_', '-')}")
         told.setdefault("elem_classes", ["crucible-option"])
-        self.fields[name] = _component(each, self.initial[name], told)
+        if name in self.lines:
+            told = {"label": each.label, "info": f"{each.help}; one a line", **told}
+            value = self._shown(name, self.initial[name])
+            self.fields[name] = gr.Textbox(value, lines=2, max_lines=12, **told)
+        else:
+            self.fields[name] = _component(each, self.initial[name], told)
         return self.fields[name]
 
     def row(self, *names: str) -> None:
@@ -83,12 +93,24 @@ class OptionForm(Generic[T]):
     def read(self, values: Sequence[Any], **more: Any) -> T:
         """The options as they stand in the fields. Raises OptionProblem."""
         given = dict(zip(self.fields, values, strict=True))
-        told = {name: _given(self.options[name], value) for name, value in given.items()}
+        told = {name: self._given(name, value) for name, value in given.items()}
         return checked(self.kind, {**told, **more})
 
     def defaults(self) -> list[Any]:
         """The values that the fields began with, in the order of `inputs`."""
-        return [_shown(self.options[name], self.initial[name]) for name in self.fields]
+        return self.shown(self.initial)
+
+    def shown(self, values: Mapping[str, Any]) -> list[Any]:
+        """Values of all options as the fields take them, in the order of `inputs`."""
+        return [self._shown(name, values[name]) for name in self.fields]
+
+    def _shown(self, name: str, value: Any) -> Any:
+        return "\n".join(value) if name in self.lines else _shown(self.options[name], value)
+
+    def _given(self, name: str, value: Any) -> Any:
+        if name in self.lines:
+            return [line.strip() for line in (value or "").splitlines() if line.strip()]
+        return _given(self.options[name], value)
 
 
 @contextmanager

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     import gradio as gr
     from fastapi import FastAPI
 
+    from extensions_lib.hosts.standalone import StandaloneHost
     from extensions_lib.library import Entry
     from extensions_lib.ui.generate_tab import Room
     from extensions_lib.ui.tagger_room import TaggerRoom
+    from extensions_lib.ui.training_room import TrainingRoom
 
 ROOT = Path(__file__).resolve().parents[2]
 PORTS_TRIED = 50
@@ -159,21 +161,24 @@ def newest_change() -> int:
     return max(path.stat().st_mtime_ns for path in (ROOT / "style.css", *scripts()))
 
 
-def build_page(options: Options, tagger: TaggerRoom | None = None) -> tuple[gr.Blocks, Room]:
+def build_page(
+    options: Options, tagger: TaggerRoom | None = None, training: TrainingRoom | None = None,
+    host: StandaloneHost | None = None,
+) -> tuple[gr.Blocks, Room]:  # fmt: skip
     """The tabs and the room they work with. Loads gradio, but no torch."""
     import gradio as gr
 
-    from extensions_lib.hosts.standalone import StandaloneHost
     from extensions_lib.ui import compat
     from extensions_lib.ui.generate_tab import Room, build_generate_tab
     from extensions_lib.ui.networks_panel import Shelf
     from extensions_lib.ui.pictures import OutputFolder
     from extensions_lib.ui.studio import Studio
     from extensions_lib.ui.tagger_tab import build_tagger_tab
+    from extensions_lib.ui.training_tab import build_training_tab
 
-    host = StandaloneHost(
-        options.checkpoint, options.data, threads=options.threads, originals=options.originals
-    )
+    host = host or new_host(options)
+    tagger = tagger or tagger_room(options)
+    training = training or training_room(options, host, tagger)
 
     def checkpoints() -> list[Path]:
         named = [options.checkpoint.absolute()] if options.checkpoint else []
@@ -206,7 +211,9 @@ def build_page(options: Options, tagger: TaggerRoom | None = None) -> tuple[gr.B
         with gr.Tab("Generate", elem_id="crucible-tab-generate"):
             build_generate_tab(room, page)
         with gr.Tab("Tagger", elem_id="crucible-tab-tagger"):
-            build_tagger_tab(tagger or tagger_room(options), page)
+            build_tagger_tab(tagger, page)
+        with gr.Tab("Training", elem_id="crucible-tab-training"):
+            build_training_tab(training, page)
     compat.in_line(page, 4)
     return page, room
 
@@ -220,8 +227,9 @@ def build_app(options: Options) -> FastAPI:
     from extensions_lib.ui.completions import Sources, add_route
 
     head = page_head(options.lang)
-    tagger = tagger_room(options)
-    page, room = build_page(options, tagger)
+    host, tagger = new_host(options), tagger_room(options)
+    training = training_room(options, host, tagger)
+    page, room = build_page(options, tagger, training, host)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/crucible/style.css")
@@ -240,13 +248,51 @@ def build_app(options: Options) -> FastAPI:
         return FileResponse(path) if path and path.is_file() else Response(status_code=404)
 
     add_network_routes(app, room)
-    host = room.studio.host
     add_route(app, lambda: Sources(host.library, host.hypernetworks, host.embeddings, host.lllites))
     add_tagger_routes(app, options, tagger)
+    add_training_routes(app, options, training)
     outputs = [str(room.outputs.root.absolute())]
     app = gr.mount_gradio_app(app, page, path="/", allowed_paths=outputs, show_error=True)
     app.add_middleware(OwnPage, head=head)
     return app
+
+
+def new_host(options: Options) -> StandaloneHost:
+    """The host, which has loaded nothing yet."""
+    from extensions_lib.hosts.standalone import StandaloneHost
+
+    return StandaloneHost(
+        options.checkpoint, options.data, threads=options.threads, originals=options.originals
+    )
+
+
+def training_room(options: Options, host: StandaloneHost, tagger: TaggerRoom) -> TrainingRoom:
+    """What the tab and REST work with; runs are in the host that makes the pictures."""
+    from extensions_lib.ui.training_room import TrainingRoom
+
+    def place() -> Any:
+        from extensions_lib.hosts.standalone.place import StandalonePlace
+
+        return StandalonePlace(host)
+
+    def base() -> str:
+        try:
+            return host.checkpoint.name
+        except CrucibleError:  # there is none yet
+            return ""
+
+    return TrainingRoom(
+        place, base, options.data / "outputs", tagger.path, tagger.links, strangers=options.listen
+    )
+
+
+def add_training_routes(app: FastAPI, options: Options, training: TrainingRoom) -> None:
+    """Training by REST, and what the script of its tab asks."""
+    from extensions_lib.api.auth import basic_dependencies
+    from extensions_lib.api.training import add_routes
+
+    add_routes(app, training.service, dependencies=basic_dependencies(options.api_auth))
+    training.add_page_routes(app)
 
 
 def tagger_room(options: Options) -> TaggerRoom:

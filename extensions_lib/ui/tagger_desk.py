@@ -16,6 +16,7 @@ from extensions_lib.datasets import edits
 from extensions_lib.datasets.journal import EditedOutside, Moved
 from extensions_lib.datasets.tag_set import Preview, TagSet
 from extensions_lib.errors import CrucibleError
+from extensions_lib.ui.tagger_pieces import counted
 
 PAGE = 60  # pictures
 Order = Mapping[str, Any]
@@ -97,7 +98,7 @@ class Desk:
         said = [f"{note.name}: {note.reason}" for note in preview.skipped]
         if not preview.changes:
             return Done(self.view, ("No caption changes by that.", *said))
-        told = f"{count} captions changed." if names is None else ""
+        told = f"{counted(count, 'caption')} changed." if names is None else ""
         return Done(self.view, (*filter(None, [told]), *said), changed=True, redraw=True)
 
     def moved(self, moved: Moved | None, word: str) -> Done:
@@ -189,7 +190,8 @@ def _finish(desk: Desk, _: Order) -> Done:
 def _restore(desk: Desk, _: Order) -> Done:
     names = [note.name for note in desk.tag_set.changed_outside()]
     count = desk.tag_set.restore(names)
-    return Done(desk.view, (f"{count} captions changed.",), changed=True, redraw=True)
+    said = f"{counted(count, 'caption')} changed."
+    return Done(desk.view, (said,), changed=True, redraw=True)
 
 
 def _reload(desk: Desk, _: Order) -> Done:

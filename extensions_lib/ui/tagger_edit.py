@@ -169,6 +169,4 @@ def _notes(tag_set: TagSet, done: Done, entries: Sequence[Entry], fresh: bool) -
 
 def _preview(done: Done) -> str:
     assert done.preview is not None
-    count = len(done.preview.changes)
-    head = f"<p>{pieces.words('Would change', str(count), 'captions')}</p>"
-    return head + (tagger_pieces.before_after(done.preview.changes) if count else "")
+    return tagger_pieces.would_change(done.preview.changes)

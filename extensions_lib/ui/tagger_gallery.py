@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from extensions_lib.datasets import filters
 from extensions_lib.ui import pieces
 from extensions_lib.ui.tagger_desk import PAGE, Desk
-from extensions_lib.ui.tagger_pieces import plain
+from extensions_lib.ui.tagger_pieces import counted, plain
 
 if TYPE_CHECKING:
     from extensions_lib.datasets.journal import Entry
@@ -86,7 +86,7 @@ def told(number: int) -> str:
 def bar(desk: Desk, history: Sequence[Entry]) -> str:
     """How many pictures there are, pass and are picked; pages; undo and redo."""
     total, shown, picked = len(desk.tag_set), len(desk.shown), len(desk.picked)
-    parts = [f"{total} pictures"]
+    parts = [counted(total, "picture")]
     if shown != total or desk.view.filter.strip():
         parts.append(f"· {shown} pass the filter")
     if picked:
@@ -157,7 +157,7 @@ def tags(desk: Desk) -> str:
     if desk.picked:
         what = f"Tags of the {len(targets)} picked"
     else:
-        what = f"Tags of {len(targets)} pictures"
+        what = f"Tags of {counted(len(targets), 'picture')}"
     rows = "".join(_tag(tag, count, len(targets)) for tag, count in found[:MOST_TAGS])
     if (more := len(found) - MOST_TAGS) > 0:
         rows += f"<li><span>+ {more}</span></li>"

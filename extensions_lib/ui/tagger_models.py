@@ -11,7 +11,7 @@ import gradio as gr
 from extensions_lib.tagging.pool import Models
 from extensions_lib.tagging.run import Run
 from extensions_lib.tagging.selection import FALLBACK, Selection
-from extensions_lib.ui.compat import at_once, named
+from extensions_lib.ui.compat import any_value, at_once, named
 from extensions_lib.ui.option_fields import OptionForm
 from extensions_lib.ui.tagger_room import TaggerRoom
 
@@ -101,12 +101,12 @@ def model_fields(room: TaggerRoom, prefix: str) -> ModelFields:
             choices(room),
             value=room.default(),
             multiselect=True,
-            allow_custom_value=True,  # a kept name may be gone, which is said when it is asked
             label="Models",
             info="several are asked together; ⤓ is not on this machine yet",
             scale=4,
             min_width=300,
             elem_id=f"{prefix}-names",
+            **any_value(),  # a kept name may be gone, which is said when it is asked
         )
         run.field("join", label="Several as", info=None, scale=2, min_width=160)
         models.field("download", label="Download", info="models marked ⤓", scale=1, min_width=130)

@@ -33,6 +33,11 @@ def doing(act: str, value: str) -> str:
     return f'data-crucible-do="{act}" data-value="{html.escape(value, quote=True)}"'
 
 
+def counted(number: int, word: str) -> str:
+    """1 caption, 2 captions."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
 def status(sentence: str) -> str:
     """What was done, told in a line."""
     return f'<p role="status" class="crucible-tagger-done">{html.escape(sentence)}</p>'
@@ -68,6 +73,12 @@ def thumb(address: str, name: str) -> str:
         f'<figure class="crucible-tagger-one"><img alt="" src="{address}">'
         f"<figcaption>{plain(name)}</figcaption></figure>"
     )
+
+
+def would_change(changes: Sequence[Change]) -> str:
+    """What a change would do, before it is done."""
+    head = f"<p>Would change {counted(len(changes), 'caption')}</p>"
+    return head + (before_after(changes) if changes else "")
 
 
 def before_after(changes: Sequence[Change], most: int = SHOWN) -> str:

@@ -22,6 +22,7 @@ from extensions_lib.ui.option_fields import OptionForm
 from extensions_lib.ui.tagger_edit import Wire, on_order, wire
 from extensions_lib.ui.tagger_folder import SetFields
 from extensions_lib.ui.tagger_look import WINDOWS, Changes, said
+from extensions_lib.ui.tagger_pieces import counted
 from extensions_lib.ui.tagger_room import TaggerRoom
 from extensions_lib.ui.tagger_run import bar, no_pictures
 from extensions_lib.ui.tagger_workbench import Bench, laid_out, surveyed
@@ -151,7 +152,9 @@ def _shown(tab: PrepareTab, bench: Bench, options: Preparation) -> Changes:
     links = tab.room.links
     return {
         tab.bench: bench,
-        tab.go: gr.update(value=f"Prepare {len(bench.taken)} pictures", interactive=True),
+        tab.go: gr.update(
+            value=f"Prepare {counted(len(bench.taken), 'picture')}", interactive=True
+        ),
         tab.found: tagger_shelves.found(bench, links),
         tab.cropper: tagger_shelves.cropper(bench, options, links),
         tab.shelf: tagger_shelves.shelf(bench, links),
@@ -254,7 +257,7 @@ def _preparing(tab: PrepareTab, bench: Bench, typed: str, _: Any, *values: Any) 
 
 def _told(output: Path, done: Prepared) -> str:
     head = "Stopped after" if done.stopped else "Done:"
-    words = pieces.words(head, str(len(done.written)), "files written into")
+    words = pieces.words(head, counted(len(done.written), "file"), "written into")
     said = f'<p role="status" class="crucible-tagger-done">{words} '
     said += f"{tagger_pieces.plain(str(output))}</p>"
     said += tagger_pieces.problem_list("left out", [note.reason for note in done.left_out])

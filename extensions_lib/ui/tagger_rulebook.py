@@ -11,6 +11,7 @@ from extensions_lib.datasets import captions, rules
 from extensions_lib.datasets.rules import Rule, RuleFile, Rules
 from extensions_lib.datasets.tag_set import Preview, TagSet
 from extensions_lib.errors import CrucibleError
+from extensions_lib.ui.tagger_pieces import counted
 
 Order = Mapping[str, Any]
 LISTS = ("tags", "unless", "add", "drop")
@@ -143,7 +144,7 @@ def _show(book: RuleBook, order: Order) -> Answer:
 
 def _apply(book: RuleBook, _: Order) -> Answer:
     count = book.tag_set.apply(book.preview())
-    return Answer(book.file.rules, (f"{count} captions changed.",))
+    return Answer(book.file.rules, (f"{counted(count, 'caption')} changed.",))
 
 
 def _undo(book: RuleBook, _: Order) -> Answer:

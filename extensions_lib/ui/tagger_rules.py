@@ -18,6 +18,7 @@ from extensions_lib.ui.tagger_edit import EMPTY, Wire, on_order, wire
 from extensions_lib.ui.tagger_folder import SetFields
 from extensions_lib.ui.tagger_gallery import press
 from extensions_lib.ui.tagger_look import Changes, said
+from extensions_lib.ui.tagger_pieces import counted
 from extensions_lib.ui.tagger_room import TaggerRoom
 from extensions_lib.ui.tagger_rulebook import Answer, RuleBook
 
@@ -108,7 +109,7 @@ def _head(book: RuleBook, answer: Answer) -> str:
     except CrucibleError as problem:  # a file that was edited by hand
         return pieces.messages([str(problem)], "error")
     on = sum(rule.on for rule in answer.rules)
-    words = f"Apply {on} rules to {total} captions"
+    words = f"Apply {counted(on, 'rule')} to {counted(total, 'caption')}"
     counts = "".join(
         f'<li data-rule="{place}" data-problem="{place in answer.typed}">'
         f"{html.escape(answer.typed.get(place, count))}</li>"
@@ -125,14 +126,12 @@ def _head(book: RuleBook, answer: Answer) -> str:
 
 
 def _would(count: int) -> str:
-    return f"would change {count} captions"
+    return f"would change {counted(count, 'caption')}"
 
 
 def _preview(answer: Answer) -> str:
     assert answer.preview is not None
-    changes = answer.preview.changes
-    head = f"<p>{pieces.words('Would change', str(len(changes)), 'captions')}</p>"
-    return head + (tagger_pieces.before_after(changes) if changes else "")
+    return tagger_pieces.would_change(answer.preview.changes)
 
 
 def _list(rules: Sequence[Rule]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
@@ -14,7 +15,10 @@ from extensions_lib.tagging.writer import Output
 from extensions_lib.ui import pieces, tagger_pieces
 from extensions_lib.ui.jobs import Tell, Update
 from extensions_lib.ui.tagger_models import Asked
+from extensions_lib.ui.tagger_pieces import counted
 from extensions_lib.ui.tagger_room import TaggerRoom, device_notes, devices
+
+_runs = count(1)
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,9 @@ def label(found: Plan, existing: str) -> str:
     """What the main button will do."""
     if existing == "keep" and found.existing:
         left = len(found.pictures) - len(found.existing)
-        return f"Tag {left} pictures, keep {len(found.existing)} captions"
-    return f"Tag {len(found.pictures)} pictures"
+        kept = counted(len(found.existing), "caption")
+        return f"Tag {counted(left, 'picture')}, keep {kept}"
+    return f"Tag {counted(len(found.pictures), 'picture')}"
 
 
 def about(found: Plan, existing: str) -> list[str]:
@@ -137,15 +142,16 @@ def summary(order: Order, tagged: Tagged) -> str:
         f"{report.done}/{report.total} · {report.written}",
         "captions would be written" if dry else "captions written",
     ]
-    for count, what in ((report.unchanged, "as they were"), (report.kept, "kept")):
-        if count:
-            parts += [f"· {count}", what]
+    for number, what in ((report.unchanged, "as they were"), (report.kept, "kept")):
+        if number:
+            parts += [f"· {number}", what]
     if report.inferred and report.seconds:
         parts += [f"· {report.inferred / report.seconds:.1f}", "pictures/s", f"· {tagged.devices}"]
     if report.stopped:
         parts += ["·", "what is done stays; press the button to go on."]
     problems = [outcome.problem for outcome in report.problems]
-    said = f'<p role="status" class="crucible-tagger-done">{pieces.words(*parts)}</p>'
+    words = pieces.words(*parts)
+    said = f'<p role="status" class="crucible-tagger-done" data-run="{next(_runs)}">{words}</p>'
     said += tagger_pieces.problem_list("could not be read or written", problems)
     changes = [_change(order, outcome) for outcome in report.changes]
     return said + (tagger_pieces.before_after(changes) if changes else "")

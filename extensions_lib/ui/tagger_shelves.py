@@ -84,7 +84,8 @@ def _doubles(bench: Bench, seen: Found, links: Links) -> str:
         return ""
     leave = press("leave-found", "Leave all but the largest out", "doubles")
     groups = "".join(_slots(bench, group, links) for group in seen.duplicates[:PAGE])
-    head = pieces.words(str(len(seen.duplicates)), "groups that look alike, the largest first")
+    groups_ = tagger_pieces.counted(len(seen.duplicates), "group")
+    head = pieces.words(groups_, "that look alike, the largest first")
     return f"<details open><summary>{head}</summary>{leave}{groups}</details>"
 
 

@@ -61,7 +61,7 @@ def test_rules_are_kept_with_the_set(page: Page, photos: Path) -> None:  # noqa:
     typed = {"on": True, "name": "", "match": "all", "tags": "red, hat", "keep": "replace"}
     typed |= {"unless": "", "add": "Smith", "drop": "", "place": "found", "scope": "all"}
     made = order(page, "rules", photos, do="change", value="0", where="", **typed)
-    assert "Apply 1 rules to 1 captions" in str(made["crucible-rules-head"])
+    assert "Apply 1 rule to 1 caption" in str(made["crucible-rules-head"])
     order(page, "rules", photos, do="apply")
     assert (photos / "a.txt").read_text() == "Smith"
     assert json.loads((photos / "crucible-rules.json").read_text())["rules"][0]["add"] == ["Smith"]
@@ -87,7 +87,7 @@ def test_the_button_says_what_it_will_do(page: Page, photos: Path) -> None:  # n
     ]
     [event] = [e for e in changes if "crucible-tagger-go" in e.outputs]
     made = page.call(event, str(photos), False, "keep")
-    assert "Tag 1 pictures, keep 2 captions" in json.dumps(made["crucible-tagger-go"])
+    assert "Tag 1 picture, keep 2 captions" in json.dumps(made["crucible-tagger-go"])
     made = page.call(event, str(photos), False, "ask")
     assert "2 of 3 pictures have captions already" in str(made["crucible-tagger-notes"])
 

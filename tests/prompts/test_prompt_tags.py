@@ -90,6 +90,7 @@ def test_a_bad_weight_leaves_out_that_tag_alone(tag: str, says: str) -> None:
         ("<lora:a:0.5:dyn=1.5>", "dyn '1.5'"),
         ("<lora:a:0.5:lbw=XYZ>", "no preset 'XYZ'"),
         ("<lora:a:0.5:lbw=1,2,3>", "3 block weights are given"),
+        ("<lora:a:0.5:lbw=" + ",".join("1" * 61) + ">", "61 block weights for Flux are given"),
         ("<lora:a:0.5:lbw=1,1,1,1,1,1,1,1,1,1,1,y>", "'y' is not a number"),
         ("<lora:a:0.5:lbw=1,1,1,1,1,1,1,1,1,1,1,X>", "needs a value"),
         ("<lora:a:0.5:in=1,2>", "in has 2 weights"),

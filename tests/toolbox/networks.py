@@ -10,14 +10,14 @@ from torch import Tensor
 from extensions_lib.adapters import Adapter, adapter_from
 from extensions_lib.files.networks import write_network
 
-Q = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+Q = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 K = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
-CONV = "unet.down_blocks.1.resnets.0.conv2"
-PROJ = "unet.mid_block.attentions.0.proj_in"
+CONV = "unet.down_blocks.0.resnets.1.conv1"
+PROJ = "unet.down_blocks.0.attentions.0.proj_in"
 TEXT = "te1.text_model.encoder.layers.0.mlp.fc1"
 NORM = "unet.conv_norm_out"
 SHAPES = {
-    Q: (1280, 1280), K: (640, 768), CONV: (640, 640, 3, 3), PROJ: (1280, 1280, 1, 1),
+    Q: (320, 320), K: (640, 768), CONV: (320, 320, 3, 3), PROJ: (320, 320, 1, 1),
     TEXT: (3072, 768), NORM: (320,),
 }  # fmt: skip
 

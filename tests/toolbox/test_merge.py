@@ -18,12 +18,12 @@ from extensions_lib.toolbox.work import Output, Watch
 from tests.tiny import TINY, tiny_checkpoint, tiny_tensors
 from tests.toolbox.networks import (
     CONV,
-    K,
     NORM,
     PROJ,
-    Q,
     SHAPES,
     TEXT,
+    K,
+    Q,
     exact,
     loha,
     lokr,
@@ -33,6 +33,7 @@ from tests.toolbox.networks import (
     written,
 )
 
+MIDDLE = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 FP32 = Output(precision="fp32", number=True)
 
 
@@ -103,7 +104,7 @@ def test_other_kinds_become_one_lora(tmp_path: Path) -> None:
 
 
 def test_norms_and_biases_add_up(tmp_path: Path) -> None:
-    bias = adapter_from({**lora(Q, 2, 2.0, 1).tensors(), "diff_b": noise(4, 1280)})
+    bias = adapter_from({**lora(Q, 2, 2.0, 1).tensors(), "diff_b": noise(4, 320)})
     one = written(tmp_path / "a.safetensors", {NORM: Norm(noise(1, 320), noise(2, 320)), Q: bias})
     two = written(tmp_path / "b.safetensors", {NORM: Norm(noise(3, 320)), Q: lora(Q, 2, 2.0, 7)})
     found = read_network(merge([Weighted(one, 1, 0.5), Weighted(two, 1, 2)], order=FP32).path)
@@ -111,27 +112,27 @@ def test_norms_and_biases_add_up(tmp_path: Path) -> None:
     assert isinstance(norm, Norm)
     torch.testing.assert_close(norm.diff, 0.5 * noise(1, 320) + 2 * noise(3, 320))
     torch.testing.assert_close(norm.diff_b, 0.5 * noise(2, 320))
-    torch.testing.assert_close(found.adapters[Q].bias_delta(None), 0.5 * noise(4, 1280))
+    torch.testing.assert_close(found.adapters[Q].bias_delta(None), 0.5 * noise(4, 320))
 
 
 def test_dora_needs_its_checkpoint_and_is_exact_with_it(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "tiny.safetensors")
-    weight = tiny_tensors()[places(TINY["SD1"], "ldm")[Q].key].half().float()
+    weight = tiny_tensors()[places(TINY["SD1"], "ldm")[MIDDLE].key].half().float()
     out, inputs = weight.shape
     parts = {"lora_up.weight": noise(1, out, 4), "lora_down.weight": noise(2, 4, inputs) * 0.1}
     dora = DoRA.fresh(adapter_from(parts), weight)
     dora = DoRA(dora.inner, dora.magnitude * 1.5)
-    path = written(tmp_path / "dora.safetensors", {Q: dora})
+    path = written(tmp_path / "dora.safetensors", {MIDDLE: dora})
     with pytest.raises(CrucibleError, match=r"--base"):
         merge([Weighted(path)], order=FP32)
     done = merge([Weighted(path, 1, 0.5)], Merging(rank=64, base=str(checkpoint)), FP32)
-    found = read_network(done.path).adapters[Q]
+    found = read_network(done.path).adapters[MIDDLE]
     goal = merged(weight.double(), [(dora, 0.5)]) - weight.double()
     assert relative(exact(found, tuple(weight.shape)), goal) < 1e-5
 
 
 def test_weights_by_block_are_those_of_a_tag(first: Path, second: Path) -> None:
-    numbers = ["0.3", *["0"] * 6, "0.5", *["0"] * 9]
+    numbers = ["0.3", "0.5", *["0"] * 15]
     order = Weighted.read(f"{first}:1:2:lbw={','.join(numbers)}")
     found = read_network(merge([order, Weighted.read(f"{second}:0:1")], order=FP32).path)
     assert relative(exact(found.adapters[Q], SHAPES[Q]), summed(Q, (first, 1.0), (second, 1.0))) < 1e-6  # fmt: skip  # noqa: E501
@@ -142,7 +143,12 @@ def test_weights_by_block_are_those_of_a_tag(first: Path, second: Path) -> None:
 
 @pytest.mark.parametrize(
     ("written_as", "said"),
-    [(":x", "weight"), (":1:lbw=1,2", "block weights"), (":1@0,0@1", "steps"), (":1:hr=2", "steps")],
+    [
+        (":x", "weight"),
+        (":1:lbw=1,2", "block weights"),
+        (":1@0,0@1", "steps"),
+        (":1:hr=2", "steps"),
+    ],
 )
 def test_weights_that_cannot_be(first: Path, written_as: str, said: str) -> None:
     with pytest.raises(CrucibleError, match=said):
@@ -167,7 +173,9 @@ def test_nothing_is_written_over(first: Path, second: Path, tmp_path: Path) -> N
     taken.write_text("mine")
     with pytest.raises(FileProblem, match="--number"):
         merge(wanted, order=Output(out=str(taken)))
-    assert merge(wanted, order=Output(out=str(taken), number=True)).path.name == "taken-2.safetensors"
+    assert (
+        merge(wanted, order=Output(out=str(taken), number=True)).path.name == "taken-2.safetensors"
+    )
     assert taken.read_text() == "mine"
     assert first.read_bytes() == before
 

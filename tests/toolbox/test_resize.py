@@ -16,10 +16,10 @@ from extensions_lib.toolbox.spectrum import count, of_factors, of_matrix
 from extensions_lib.toolbox.work import Output
 from tests.toolbox.networks import (
     CONV,
-    K,
     NORM,
-    Q,
     SHAPES,
+    K,
+    Q,
     exact,
     loha,
     lokr,
@@ -186,6 +186,6 @@ def test_factors_and_matrix_agree() -> None:
 
 def test_dora_is_said_to_need_its_checkpoint(tmp_path: Path) -> None:
     inner = lora(Q, 2, 1.0, 1)
-    path = written(tmp_path / "n.safetensors", {Q: DoRA(inner, noise(3, 1280, 1).abs())})
+    path = written(tmp_path / "n.safetensors", {Q: DoRA(inner, noise(3, 320, 1).abs())})
     with pytest.raises(CrucibleError, match="--base"):
         resize(path, Resizing(rank=2))

@@ -285,3 +285,21 @@ def test_a_picture_changed_between_looking_and_encoding_is_named(
     draw(root / "2_sls thing/3.png", (200, 64))
     with pytest.raises(CrucibleError, match=r"3\.png: has changed meanwhile"):
         data.prepare(model)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_vae_that_makes_no_numbers_is_named_with_the_picture(
+    tmp_path: Path, model: Counting, cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = model.encode_pictures
+
+    def overflowing(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, deviation = plain(pixels)
+        mean[-1, 0, 0, 0] = float("nan")
+        return mean, deviation
+
+    data = data_of(drawn_set(tmp_path, 1), cache_latents=cached)
+    monkeypatch.setattr(model, "encode_pictures", overflowing)
+    with pytest.raises(CrucibleError, match=r"0\.png: the VAE makes .* --no-half-vae"):
+        data.prepare(model)
+        batches(data, 1)

@@ -6,6 +6,7 @@ import json
 import os
 import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,6 +61,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(strong_lora(tensors, seed=4), networks / "styles" / "old" / "dust.safetensors")
     for age, name in enumerate(("styles/ink", "night (v2)", "styles/old/dust", "colours")):
         os.utime(networks / f"{name}.safetensors", (1.7e9 - age, 1.7e9 - age))
+    shutil.copytree(ROOT / "models" / "demo-tagger", folder / "models" / "demo-tagger")
     return folder
 
 

@@ -3,12 +3,12 @@
 import threading
 
 from modules import script_callbacks
+from probe_training import train
 
 from extensions_lib.errors import CrucibleError
 from extensions_lib.hosts.base import GenerationRequest
 from extensions_lib.hosts.webui_turns import WebUITurns
 from extensions_lib.ui import webui
-from probe_training import train
 
 
 def _pictures(asked: dict) -> dict:

@@ -1,20 +1,28 @@
-"""Runs inside a WebUI under test: trains on its checkpoint, and looks at what that leaves behind."""
+"""Runs inside a WebUI under test: trains on its checkpoint, looks at what that leaves behind."""
 
 from __future__ import annotations
 
 import hashlib
-import threading
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from extensions_lib.errors import CrucibleError
-from extensions_lib.files.networks import write_network
+from extensions_lib.hosts.webui_embeddings import databases_of
 from extensions_lib.hosts.webui_trainable import posterior
 from extensions_lib.patching.checkpointing import Checkpointing
 from extensions_lib.training.loop import Loop, LoopOptions
-from extensions_lib.training.recipes.network import NetworkRecipe, NetworkTraining
+from extensions_lib.training.option_groups import NetworkTraining
+from extensions_lib.training.recipe_options import (
+    EmbeddingTraining,
+    FullTraining,
+    HypernetworkTraining,
+)
+from extensions_lib.training.recipes.embedding import EmbeddingRecipe
+from extensions_lib.training.recipes.full import FullRecipe
+from extensions_lib.training.recipes.hypernetwork import HypernetworkRecipe
+from extensions_lib.training.recipes.network import NetworkRecipe
 from extensions_lib.training.step import Batch
 
 PROMPT = "a (red:1.3) circle, large"
@@ -34,14 +42,28 @@ class Fixed:
         return Batch(self.latents, (PROMPT, "a square"), ("0.png", "1.png"))
 
 
+def _recipe(model, asked: dict):
+    rate = asked["rate"]
+    kind = asked.get("recipe", "network")
+    if kind == "embedding":
+        options = EmbeddingTraining(token_string=asked["word"], init_word="red circle")
+        return EmbeddingRecipe(model, options, rate)
+    if kind == "hypernetwork":
+        return HypernetworkRecipe(model, HypernetworkTraining(activation_func="relu"), rate)
+    if kind == "full":
+        return FullRecipe(model, FullTraining(train_text_encoder=True), rate)
+    options = NetworkTraining(network_dim=asked["rank"], conv_dim=asked.get("conv"))
+    return NetworkRecipe(model, options, rate)
+
+
 def train(turns, session, asked: dict) -> dict:
-    """Steps of a LoRA, each in a turn of its own; the file goes into the folder of networks."""
+    """Steps of a recipe, each in a turn of its own; `file`: what is learnt is written there."""
     with turns.turn() as model:
         loaded = model.loaded
-        before, traces = _bits(loaded), _traces(loaded)
-        agrees = _agrees(model)
-        options = NetworkTraining(network_dim=asked["rank"], conv_dim=asked.get("conv"))
-        recipe = NetworkRecipe(model, options, asked["rate"])
+        before, traces, words = _bits(loaded), _traces(loaded), _words(model.sd_model)
+        agrees = _agrees(model) if asked.get("compare") else {}
+        recipe = _recipe(model, asked)
+        start = {name: tensor.detach().clone() for name, tensor in recipe.tensors().items()}
         loop = Loop(recipe, Fixed(asked["side"]), LoopOptions(learning_rate=asked["rate"]))
         checkpointing = Checkpointing(loaded) if asked.get("checkpointing") else None
     losses, failed = [], None
@@ -66,23 +88,29 @@ def train(turns, session, asked: dict) -> dict:
         left = {
             "same bits": _bits(loaded) == before,
             "same traces": _traces(loaded) == traces,
+            "same words": _words(model.sd_model) == words,
             "inside": traces,
         }
     outside = _traces(loaded)
-    ups = {name: each for name, each in recipe.tensors().items() if "lora_up" in name}
-    if name := asked.get("name"):
-        write_network(Path(session.folders[0]) / f"{name}.safetensors", recipe.learnt())
+    learning = {name: t for name, t in recipe.tensors().items() if "lora_down" not in name}
+    if "file" in asked:
+        recipe.save(Path(asked["file"]), {}, torch.float32)
         session.library.refresh()
     return {
         "losses": losses,
         "failed": failed,
-        "layers": len(ups),
-        "still": [name for name, each in ups.items() if not each.any()],
+        "learning": len(learning),
+        "still": [name for name, each in learning.items() if torch.equal(each, start[name])],
         "left": left,
         "outside": outside,
         "agrees": agrees,
-        "threads": threading.active_count(),
     }
+
+
+def _words(sd_model) -> list[str]:
+    """The embeddings that prompts may name."""
+    databases = databases_of(sd_model)
+    return sorted(name for each in databases for name in each._db.word_embeddings)
 
 
 def _bits(loaded) -> str:

@@ -228,6 +228,51 @@ def test_names_are_completed_while_typing(page: Any) -> None:
     assert box.input_value().startswith("a ring") and "<lora:star:" in box.input_value()
 
 
+def written(page: Any, text: str) -> Any:
+    """The prompt box with this text, the caret at "|"."""
+    before, _, after = text.partition("|")
+    box = page.locator("#txt2img_prompt textarea")
+    box.fill(before + after)
+    box.evaluate("(box, caret) => box.setSelectionRange(caret, caret)", len(before))
+    return box
+
+
+@pytest.mark.browser
+def test_keys_change_the_number_under_the_caret(page: Any) -> None:
+    """Those in extended tags are ours; the others stay the WebUI's, which changes them once."""
+    step = page.evaluate("() => window.opts.keyedit_precision_extra")
+    for before, after in (
+        ("a ring <lora:star:0.5|>", f"a ring <lora:star:{0.5 + step:g}>"),
+        ("a ring <lora:star:0.5|:1:hr=1>", f"a ring <lora:star:{0.5 + step:g}:1:hr=1>"),
+        ("<lora:star:1:unet=1@0,0|@0.5>", f"<lora:star:1:unet=1@0,{step:g}@0.5>"),
+        ("<lora:star:1:lbw=1,0|,0,R:x=1>", f"<lora:star:1:lbw=1,{step:g},0,R:x=1>"),
+        ("<lora:star:1:step=5-1|5>", "<lora:star:1:step=5-16>"),
+        ("<lllite:star:0.5:stop=0.5|>", "<lllite:star:0.5:stop=0.55>"),
+    ):
+        box = written(page, before)
+        box.press("Control+ArrowUp")
+        assert box.input_value() == after, before
+    page.keyboard.press("Control+ArrowDown")
+    assert box.input_value() == "<lllite:star:0.5:stop=0.5>"
+
+
+@pytest.mark.browser
+def test_the_editor_writes_the_tag(page: Any) -> None:
+    box = written(page, f"{PROMPT} <lora:star:0.8|>")
+    page.locator(".crucible-edit-tag").wait_for()
+    box.press("F2")
+    dialog = page.locator("#crucible-tag")
+    dialog.locator("input[name=stop]").fill("0")
+    dialog.locator("[name=preset]").select_option("MIDD")
+    shot(page, "editor")
+    dialog.get_by_role("button", name="Write tag").click()
+    dialog.wait_for(state="detached")
+    expected = f"{PROMPT} <lora:star:0.8:lbw=MIDD:stop=0>"
+    assert box.input_value() == expected
+    box.press("Control+z")
+    assert box.input_value() == f"{PROMPT} <lora:star:0.8>"
+
+
 @pytest.mark.browser
 def test_what_is_missing_is_said_at_the_picture(page: Any) -> None:
     for name, value in (("width", 64), ("height", 64), ("steps", 2)):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from extensions_lib.files.checkpoints import read_checkpoint
 from tests.webui.conftest import HOST, PROMPT, SIZE, WebUI, furthest
 
 pytestmark = [pytest.mark.webui, pytest.mark.slow]
@@ -17,23 +20,24 @@ ORDER = {"rank": 4, "steps": 10, "rate": 1e-3, "side": SIZE[HOST] // 8}
 
 def left_clean(told: dict[str, Any]) -> None:
     left = told["left"]
-    assert left["same bits"] and left["same traces"], told
+    assert left["same bits"] and left["same traces"] and left["same words"], told
     # in a turn no parameter of the checkpoint asks for gradients, and none has one afterwards
     assert left["inside"][2] == 0 and left["inside"][3] == told["outside"][3] == 0
 
 
 def test_it_sees_what_the_webui_sees(webui: WebUI) -> None:
-    seen = webui.call("/probe/train", {**ORDER, "steps": 0})["agrees"]
+    seen = webui.call("/probe/train", {**ORDER, "steps": 0, "compare": True})["agrees"]
     assert seen["texts"] == 0 and seen["unet"] <= 1e-5 and seen["vae"] <= 1e-5
     assert seen["moved"] > 0.1 and seen["vae alone"] > 0
     assert seen["length"] > seen["cut"] == 77
 
 
-def test_ten_steps_leave_the_checkpoint_as_it_was(webui: WebUI) -> None:
+def test_ten_steps_leave_the_checkpoint_as_it_was(webui: WebUI, data: Path) -> None:
     before = webui.pictures(PROMPT)[0]
-    told = webui.call("/probe/train", {**ORDER, "conv": 4, "name": "learnt"})
+    file = data / "models" / "Lora" / "learnt.safetensors"
+    told = webui.call("/probe/train", {**ORDER, "conv": 4, "file": str(file)})
     assert len(told["losses"]) == 10 and np.isfinite(told["losses"]).all()
-    assert told["layers"] > 50 and told["still"] == []
+    assert told["learning"] > 50 and told["still"] == []
     left_clean(told)
     assert np.array_equal(webui.pictures(PROMPT)[0], before)
     after = webui.pictures(f"{PROMPT} <lora:learnt:1>")[0]
@@ -81,3 +85,40 @@ def test_pictures_are_made_between_the_steps(webui: WebUI) -> None:
     assert all(np.array_equal(each, expected) for each in made)
     assert told[0]["losses"] == alone["losses"]
     left_clean(told[0])
+
+
+def test_an_embedding_that_is_learnt_can_be_said(webui: WebUI, data: Path) -> None:
+    prompt = "zorble, large, center"
+    before = webui.pictures(prompt)[0]
+    order = {**ORDER, "recipe": "embedding", "word": "zorble", "steps": 3, "rate": 0.05}
+    file = data / "embeddings" / "zorble.safetensors"
+    told = webui.call("/probe/train", {**order, "file": str(file)})
+    assert len(told["losses"]) == 3 and told["still"] == []
+    left_clean(told)
+    assert furthest(webui.pictures(prompt)[0], before) > 0
+    assert "TI hashes" in webui.infotext()
+    # and in training, its own vectors go before those of the file
+    again = webui.call("/probe/train", order)
+    assert again["losses"] == told["losses"]
+    left_clean(again)
+    file.unlink()
+    assert np.array_equal(webui.pictures(prompt)[0], before)
+
+
+@pytest.mark.parametrize("recipe", ["hypernetwork", "full"])
+def test_other_kinds(webui: WebUI, data: Path, recipe: str) -> None:
+    before = webui.pictures(PROMPT)[0]
+    suffix = {"hypernetwork": ".pt", "full": ".safetensors"}[recipe]
+    file = data / f"learnt{suffix}"
+    order = {**ORDER, "recipe": recipe, "steps": 2, "rate": 1e-5, "file": str(file)}
+    told = webui.call("/probe/train", order)
+    assert len(told["losses"]) == 2 and np.isfinite(told["losses"]).all()
+    assert told["still"] == []
+    left_clean(told)
+    assert np.array_equal(webui.pictures(PROMPT)[0], before)
+    if recipe == "full":
+        base = read_checkpoint(data / "models" / "Stable-diffusion" / "demo.safetensors").tensors
+        for key, tensor in read_checkpoint(file).tensors.items():
+            moved = not torch.equal(tensor, base[key].float())
+            assert moved == (not key.startswith("first_stage_model.")), key
+    file.unlink()

@@ -79,7 +79,9 @@ class StandalonePlace:
     def about(self) -> Mapping[str, Any]:
         """As `Place.about`."""
         path = self.host.checkpoint
-        return {"name": path.name, "path": path, "cfg": self.host.default_cfg()}
+        cache = self.host.root / "cache"
+        cfg = self.host.default_cfg()
+        return {"name": path.name, "path": path, "cfg": cfg, "cache": cache}
 
     def new_files(self) -> None:
         """As `Place.new_files`."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,47 +20,10 @@ from extensions_lib.errors import CrucibleError
 from extensions_lib.files.embeddings import Embedding, misfit, part_names, write_embedding
 from extensions_lib.models.loaded import LoadedModel
 from extensions_lib.models.trainable import Conditioning, Sizes, Trainable
-from extensions_lib.options import option
-from extensions_lib.training.objective import ObjectiveOptions
-from extensions_lib.training.option_groups import PromptOptions
+from extensions_lib.training.recipe_options import EmbeddingTraining
 from extensions_lib.training.step import Batch, diffusion_losses
 
 _BAD = re.compile(r"[()\[\]{}<>:|,\\]|\b(?:AND|BREAK)\b")
-
-
-@dataclass(frozen=True)
-class EmbeddingOptions:
-    """The options of an embedding that is trained."""
-
-    token_string: str = option("", "the word in prompts that learns", group="Embedding")
-    num_vectors_per_token: int = option(
-        4, "vectors: how much it can learn, and its length in tokens", label="Vectors",
-        group="Embedding", low=1, high=75,
-    )  # fmt: skip
-    init_word: str = option("*", "words from whose meaning it starts", group="Embedding")
-    negative_embedding: bool = option(
-        False, "learns one for the negative prompt too (DreamArtist)", group="Embedding"
-    )
-    negative_vectors: int = option(
-        4, "vectors of the negative one", group="Embedding", low=1, high=75
-    )
-    negative_init_word: str = option(
-        "*", "words from whose meaning the negative one starts", group="Embedding"
-    )
-    negative_ending: str = option(
-        "-neg", "what its name ends with", group="Embedding", choices=("-neg", "-uc")
-    )
-    guidance: float = option(
-        3.0, "CFG scale that both learn for; 3 to 5", group="Embedding", low=1, high=30
-    )
-    negative_lr_ratio: float = option(
-        1.0, "the negative one learns this much faster", group="Learning rate", low=0
-    )
-
-
-@dataclass(frozen=True)
-class EmbeddingTraining(EmbeddingOptions, PromptOptions, ObjectiveOptions):
-    """All options of this recipe."""
 
 
 class EmbeddingRecipe:

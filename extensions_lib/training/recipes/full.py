@@ -25,32 +25,12 @@ from extensions_lib.files.weights import Weights
 from extensions_lib.models.layouts import Part, pieces, put_together
 from extensions_lib.models.names import component_of
 from extensions_lib.models.trainable import Trainable
-from extensions_lib.options import option
 from extensions_lib.patching.plan import plain_shape
-from extensions_lib.training.networks import NetworkOptions, rate_of
-from extensions_lib.training.objective import ObjectiveOptions
-from extensions_lib.training.recipes.network import PromptOptions
+from extensions_lib.training.networks import rate_of
+from extensions_lib.training.option_groups import NetworkOptions
+from extensions_lib.training.recipe_options import FullTraining
 from extensions_lib.training.recipes.prompts import conditioning_of
 from extensions_lib.training.step import Batch, diffusion_losses
-
-
-@dataclass(frozen=True)
-class FullOptions:
-    """The options of what is trained of a checkpoint."""
-
-    train_unet: bool = option(True, "the UNet is trained", group="Checkpoint")
-    train_text_encoder: bool = option(
-        False, "the text encoders are trained too", group="Checkpoint"
-    )
-    unet_lr: float | None = option(None, "none: learning_rate", group="Learning rate", low=0)
-    text_encoder_lr: tuple[float, ...] = option(
-        (), "one for all text encoders, or one each; none: learning_rate", group="Learning rate"
-    )
-
-
-@dataclass(frozen=True)
-class FullTraining(FullOptions, PromptOptions, ObjectiveOptions):
-    """All options of this recipe."""
 
 
 @dataclass

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from extensions_lib.errors import CrucibleError
 from extensions_lib.files.hypernetworks import (
-    ACTIVATIONS,
     MAX_LAYERS,
     Activation,
     Dropout,
@@ -31,53 +30,13 @@ from extensions_lib.files.hypernetworks import (
     write_hypernetwork,
 )
 from extensions_lib.models.trainable import Trainable
-from extensions_lib.options import option
 from extensions_lib.patching.hypernetwork import Hypernetworks
-from extensions_lib.training.objective import ObjectiveOptions
-from extensions_lib.training.option_groups import PromptOptions
+from extensions_lib.training.recipe_options import HypernetworkOptions, HypernetworkTraining
 from extensions_lib.training.recipes.prompts import conditioning_of
 from extensions_lib.training.step import Batch, diffusion_losses
 
 _WHICH = ("keys", "values")
 _USUAL_DROPOUT = 0.3  # the WebUI's share where it is asked for dropout and no share is named
-
-
-@dataclass(frozen=True)
-class HypernetworkOptions:
-    """The options of a hypernetwork that is trained, by the names of the WebUI's files."""
-
-    layer_structure: tuple[float, ...] = option(
-        (1.0, 2.0, 1.0), "widths of the layers in multiples of the context's, from 1 to 1",
-        group="Hypernetwork",
-    )  # fmt: skip
-    activation_func: str = option(
-        "linear", "what stands after each layer", group="Hypernetwork",
-        choices=("linear", *sorted(ACTIVATIONS)),
-    )  # fmt: skip
-    weight_initialization: str = option(
-        "Normal", "how its weights begin", group="Hypernetwork",
-        choices=("Normal", "KaimingUniform", "KaimingNormal", "XavierUniform", "XavierNormal"),
-    )  # fmt: skip
-    is_layer_norm: bool = option(False, "a norm after each layer", group="Hypernetwork")
-    activate_output: bool = option(
-        False, "the activation stands after the last layer too", group="Hypernetwork"
-    )
-    use_dropout: bool = option(False, "leaves values out at random", group="Hypernetwork")
-    dropout_structure: tuple[float, ...] = option(
-        (), "share left out after each layer, first and last 0; none: 0.3 where it can be",
-        group="Hypernetwork", low=0, high=0.99,
-    )  # fmt: skip
-    last_layer_dropout: bool = option(
-        False, "dropout before the last layer too", group="Hypernetwork"
-    )
-    enable_sizes: tuple[int, ...] = option(
-        (), "widths of contexts that are changed; none: all", group="Hypernetwork"
-    )
-
-
-@dataclass(frozen=True)
-class HypernetworkTraining(HypernetworkOptions, PromptOptions, ObjectiveOptions):
-    """All options of this recipe."""
 
 
 class HypernetworkRecipe:
