@@ -189,9 +189,20 @@
         event.preventDefault();
     });
 
+    // The field shows the filter that is in force, another than before in another set.
+    let bar = null;
+    function showFilter() {
+        const now = document.querySelector("#crucible-edit .crucible-edit-bar");
+        if (now === bar) return;
+        bar = now;
+        const box = document.querySelector(".crucible-edit-filter input");
+        if (bar && box && box !== document.activeElement) box.value = bar.dataset.filter;
+    }
+
     // A gallery made anew gets the focus back, and the caption that is being typed.
     let list = null;
     new MutationObserver(() => {
+        showFilter();
         const now = gallery();
         if (now === list) return;
         list = now;

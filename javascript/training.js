@@ -164,8 +164,8 @@
     }
 
     function ending() {
-        const line = el("span", {}, own(now.name), " ");
-        line.append(...words({done: "Done.", stopped: "", failed: "Failed:"}[now.state]), own(now.message));
+        const line = el("span", {}, own(`${now.name}: `));
+        line.append(...words({done: "done.", failed: "failed."}[now.state]), own(now.message));
         return line;
     }
 
@@ -354,15 +354,28 @@
 
     // --- fields ---------------------------------------------------------------------------------
 
-    window.crucibleTraining = window.crucibleForm(ID);
+    // The button and the TOML follow what stands in the fields.
+    const follow = () => find("changed").click();
+    const form = window.crucibleForm(ID);
+    window.crucibleTraining = {
+        ...form,
+        restore(...told) {
+            setTimeout(follow, 900);
+            return form.restore(...told);
+        },
+        reset(values) {
+            setTimeout(follow, 150);
+            return form.reset(values);
+        },
+    };
 
-    // What is typed or chosen is told when it pauses: the button and the TOML follow.
+    // What is typed or chosen is told when it pauses.
     let pause = 0;
     function changed({target}) {
         if (!target.closest?.(`#${ID}`) || target.closest(`#${ID}-watch, #${ID}-past, #${ID}-as-toml`)) return;
         if (target.classList.contains("crucible-option-search")) return;
         clearTimeout(pause);
-        pause = setTimeout(() => find("changed").click(), 350);
+        pause = setTimeout(follow, 350);
     }
     document.addEventListener("input", changed);
     document.addEventListener("change", changed);

@@ -112,7 +112,7 @@
             "aria-label": "Curves of the run"});
         const clip = `crucible-clip-${place.dataset.chart ?? 0}`;
         svg.append(node("clipPath", {id: clip}, node("rect", {
-            x: LEFT, y: TOP - 4, width: right - LEFT, height: bottom - TOP + 8})));
+            x: LEFT - 4, y: TOP - 4, width: right - LEFT + 8, height: bottom - TOP + 8})));
         for (const at of ticks(least, most, 4)) {
             svg.append(node("line", {class: "grid", x1: LEFT, x2: right, y1: y(at), y2: y(at)}),
                 node("text", {x: LEFT - 6, y: y(at) + 4, "text-anchor": "end"}, short(at)));

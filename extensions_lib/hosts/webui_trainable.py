@@ -152,4 +152,3 @@ def frozen(roots: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for parameter in asking:
             parameter.requires_grad_(True)
-            parameter.grad = None

@@ -61,11 +61,20 @@ class Place(Protocol):
         `snapshot` is called in a turn, so no step is under way.
         """
 
-    def picture(self, sample: Sample, stop: threading.Event | None = None) -> Image.Image:
-        """A picture by the host's own way from prompt to picture, outside of a turn."""
+    def picture(
+        self,
+        sample: Sample,
+        stop: threading.Event | None = None,
+        within: Callable[[], AbstractContextManager[Any]] | None = None,
+    ) -> Image.Image:
+        """A picture by the host's own way from prompt to picture, outside of a turn.
 
-    def networks(self) -> Path:
-        """The folder in which finished networks go."""
+        `within` is entered in the turn of its own: it puts what is trained on the model. Nothing
+        that was encoded before is used then, and nothing that is encoded in it stays.
+        """
+
+    def folder(self, kind: str) -> Path:
+        """Where finished files go: of a network, embedding, hypernetwork, checkpoint or lllite."""
 
     def about(self) -> Mapping[str, Any]:
         """The checkpoint, which is not loaded for it: "name", "path", and the "cfg" that suits.
@@ -75,4 +84,4 @@ class Place(Protocol):
         """
 
     def new_files(self) -> None:
-        """A file was written below the folders of networks: they are looked through again."""
+        """A file was written into one of these folders: they are looked through again."""

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from extensions_lib.files.weights import Weights
     from extensions_lib.models.layouts import Part
 
+_PIECE = 1 << 22  # numbers that are mixed at once
 _LATENTS, _INPAINTING = 4, 9  # input channels of a UNet, and of one that also takes a mask
 
 
@@ -215,21 +216,26 @@ class _Mix:
         alpha = self.weight_of(layer)
         if alpha == 0 or component_of(layer) == "vae":
             return None
-        ours = stored.float()
-        theirs = self.other.stored(key).float()
-        channels = _LATENTS if _inpaints(ours) and not _inpaints(theirs) else None
-        part = ours if channels is None else ours[:, :channels]
-        if self.minus is None:
-            new = part.lerp(_like(theirs, part, key, self.other), alpha)
-        else:
-            third = self.minus.stored(key).float()
-            change = theirs - _like(third, theirs, key, self.minus)
-            new = part.add(_like(change, part, key, self.other), alpha=alpha)
-        if channels is None:
-            return new
         import torch
 
-        return torch.cat([new, ours[:, channels:]], 1)
+        theirs = self.other.stored(key)
+        inside = _inpaints(stored) and not _inpaints(theirs)
+        ours = stored[:, :_LATENTS] if inside else stored
+        theirs = _like(theirs, ours, key, self.other)
+        minus = self.minus
+        third = None if minus is None else _like(minus.stored(key), ours, key, minus)
+        new = stored.to(torch.float32, copy=True)
+        target = new[:, :_LATENTS] if inside else new
+        # In pieces: several large tensors at once in fp32 would take a GB.
+        step = max(1, _PIECE // max(1, ours[0].numel()))
+        for start in range(0, len(ours), step):
+            rows = slice(start, start + step)
+            a, b = ours[rows].float(), theirs[rows].float()
+            if third is None:
+                target[rows] = a.lerp(b, alpha)
+            else:
+                target[rows] = a.add(b - third[rows].float(), alpha=alpha)
+        return new
 
 
 def _inpaints(weight: Tensor) -> bool:

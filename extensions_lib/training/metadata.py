@@ -164,10 +164,10 @@ def user_notes(
     return said
 
 
-def free_name(folder: Path, name: str) -> str:
-    """The name, or the next one with a number of which there is no network in the folder."""
+def free_name(folder: Path, name: str, suffix: str = ".safetensors") -> str:
+    """The name, or the next one with a number of which there is no file in the folder."""
     number, found = 1, name
-    while (folder / f"{found}.safetensors").exists():
+    while (folder / f"{found}{suffix}").exists():
         number += 1
         found = f"{name}_{number}"
     return found

@@ -12,6 +12,12 @@ from extensions_lib.datasets.options import DataOptions
 from extensions_lib.errors import CrucibleError
 from extensions_lib.options import option
 from extensions_lib.training.option_groups import LoopOptions, NetworkTraining
+from extensions_lib.training.recipe_options import (
+    EmbeddingTraining,
+    FullTraining,
+    HypernetworkTraining,
+    LLLiteTraining,
+)
 
 _BAD_IN_NAMES = re.compile(r'[<>:"/\\|?*=\x00-\x1f]')
 
@@ -85,16 +91,29 @@ class PrecisionOptions:
     gradient_checkpointing: bool = option(False, "less memory, a third more time", group="Memory")
 
 
+TRAINED = ("network", "embedding", "hypernetwork", "checkpoint", "lllite")
+
+
 @dataclass(frozen=True)
 class TrainingOptions(
-    NetworkTraining, LoopOptions, DataOptions, SavingOptions, SampleOptions, PrecisionOptions
+    NetworkTraining,
+    EmbeddingTraining,
+    HypernetworkTraining,
+    FullTraining,
+    LLLiteTraining,
+    LoopOptions,
+    DataOptions,
+    SavingOptions,
+    SampleOptions,
+    PrecisionOptions,
 ):
-    """All options of the training of a network."""
+    """All options of a training; those of a kind that is not trained do nothing."""
 
+    train: str = option("network", "what is trained", choices=TRAINED)
     max_train_epochs: int | None = option(
         None, "epochs, in place of max_train_steps", group="Steps", low=1
     )
-    network_weights: str | None = option(None, "file of a network to go on with", group="Network")
+    network_weights: str | None = option(None, "file to go on with", group="Network")
 
 
 def check(options: TrainingOptions) -> None:

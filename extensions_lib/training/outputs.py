@@ -14,7 +14,7 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from extensions_lib.atomic import atomic_write, write_text
 from extensions_lib.errors import CrucibleError, FileProblem
@@ -29,23 +29,20 @@ from extensions_lib.training.toml_text import toml_text
 if TYPE_CHECKING:
     from PIL import Image
 
-    from extensions_lib.adapters import Adapter
     from extensions_lib.models.loaded import LoadedModel
-    from extensions_lib.models.trainable import Trainable
     from extensions_lib.training.data import TrainingData
     from extensions_lib.training.loop import Loop
     from extensions_lib.training.options import TrainingOptions
-    from extensions_lib.training.step import Recipe
 
 OPTIONS = "options.toml"
 
 
 class Outputs:
-    """Writes the files of one run into `folder`, and the finished network into `networks`."""
+    """Writes the files of one run into `folder`, and what is finished into `target`."""
 
-    def __init__(self, options: TrainingOptions, folder: Path, networks: Path) -> None:
-        self.options, self.folder = options, folder
-        self.final = networks / f"{options.output_name}.safetensors"
+    def __init__(self, options: TrainingOptions, folder: Path, target: Path, suffix: str) -> None:
+        self.options, self.folder, self.suffix = options, folder, suffix
+        self.final = target / f"{options.output_name}{suffix}"
         self.states, self.samples = folder / "states", folder / "samples"
         self._started = time.time()
         self._last_sample: Path | None = None
@@ -53,7 +50,7 @@ class Outputs:
     def refuse_to_replace(self) -> None:
         """Raises CrucibleError where a network of this name exists, with a name that is free."""
         if self.final.exists():
-            free = free_name(self.final.parent, self.options.output_name)
+            free = free_name(self.final.parent, self.options.output_name, self.suffix)
             raise CrucibleError(
                 f"{self.final} exists: choose another name, such as {free}, or move it away."
             )
@@ -76,8 +73,8 @@ class Outputs:
             self._last_sample = path
         return path
 
-    def write(self, loop: Loop, recipe: Recipe, data: TrainingData, *, final: bool) -> Path:
-        """Writes the network; on the way into `saved`, where old ones go. Raises FileProblem."""
+    def write(self, loop: Loop, data: TrainingData, *, final: bool) -> Path:
+        """Writes what is learnt; on the way into `saved`, where old ones go. Raises FileProblem."""
         import torch
 
         path = self.final if final else self._on_the_way(loop.done)
@@ -88,15 +85,15 @@ class Outputs:
         metadata = {} if self.options.no_metadata else self._metadata(loop, data)
         kinds = {"fp16": torch.float16, "bf16": torch.bfloat16, "float": torch.float32}
         values = loop.ema or None
-        recipe.save(path, metadata, kinds[self.options.save_precision], values)
+        loop.recipe.save(path, metadata, kinds[self.options.save_precision], values)
         if final:
             self._write_beside(path, data)
         else:
             self._drop_old(loop, data)
         return path
 
-    def about(self, model: LoadedModel, data: TrainingData) -> None:
-        """What the network will say of its base."""
+    def about(self, model: LoadedModel) -> None:
+        """What the file will say of its base."""
         self._model = model
 
     def _metadata(self, loop: Loop, data: TrainingData) -> dict[str, str]:
@@ -122,7 +119,7 @@ class Outputs:
                 shutil.copyfile(self._last_sample, temporary)
 
     def _on_the_way(self, step: int) -> Path:
-        return self.folder / "saved" / f"{self.options.output_name}-step{step:08d}.safetensors"
+        return self.folder / "saved" / f"{self.options.output_name}-step{step:08d}{self.suffix}"
 
     def _drop_old(self, loop: Loop, data: TrainingData) -> None:
         """Of those saved on the way keeps what save_last_n_… says."""
@@ -133,39 +130,14 @@ class Outputs:
             keep = options.save_last_n_epochs * len(data) // options.gradient_accumulation_steps
         if keep is None:
             return
-        for path in (self.folder / "saved").glob("*-step????????.safetensors"):
+        for path in (self.folder / "saved").glob(f"*-step????????{self.suffix}"):
             if int(path.stem[-8:]) <= loop.done - keep:
                 path.unlink(missing_ok=True)
-
-    def going_on(self, model: Trainable, path: Path) -> dict[str, Adapter]:
-        """The adapters of a file, to be trained further, in fp32 on the model's device."""
-        import torch
-
-        from extensions_lib.files.networks import read_network
-
-        network = read_network(path, structure=model.loaded.structure)
-        known = model.loaded.layers
-        strange = [layer for layer in network.adapters if layer not in known]
-        if strange or network.problems:
-            first = [*strange, *network.problems][0]
-            raise CrucibleError(
-                f"{path}: cannot be trained further on {model.loaded.name}: {first}"
-            )
-        found: dict[str, Any] = {}
-        for layer, adapter in network.adapters.items():
-            parts = {
-                name: tensor.to(model.loaded.device, torch.float32).clone()
-                if tensor.is_floating_point()
-                else tensor.clone()
-                for name, tensor in adapter.tensors().items()
-            }
-            found[layer] = type(adapter).from_tensors(parts)
-        return found
 
 
 def copy_to(saved: Path, target: Path) -> Path:
     """Copies a network that was saved on the way to where finished ones are, under a free name."""
-    path = target / f"{free_name(target, saved.stem)}.safetensors"
+    path = target / f"{free_name(target, saved.stem, saved.suffix)}{saved.suffix}"
     with atomic_write(path) as temporary:
         shutil.copyfile(saved, temporary)
     return path

@@ -21,11 +21,10 @@ from extensions_lib.training.data import Run as DataRun
 from extensions_lib.training.data import TrainingData, read_training_data
 from extensions_lib.training.data_report import DataReport, report
 from extensions_lib.training.encoding import TextOptions
+from extensions_lib.training.kinds import kind_of
 from extensions_lib.training.loop import Loop
 from extensions_lib.training.metadata import free_name
-from extensions_lib.training.networks import trained_parts
 from extensions_lib.training.options import TrainingOptions, check
-from extensions_lib.training.recipes.network import NetworkRecipe
 
 _MOMENTS = {"adamw": 2, "adam": 2, "lion": 1, "sgdnesterov": 1, "adafactor": 0}
 
@@ -34,7 +33,6 @@ _MOMENTS = {"adamw": 2, "adam": 2, "lion": 1, "sgdnesterov": 1, "adafactor": 0}
 class Cost:
     """What a step was measured to take, and the run expected to need, in bytes and seconds."""
 
-    layers: int
     trained: int
     step_seconds: float
     seconds: float
@@ -75,10 +73,10 @@ def look_ahead(
         check(options)
     except CrucibleError as problem:
         return Preflight((str(problem),), ())
-    target = place.networks() / f"{options.output_name}.safetensors"
-    if target.exists():
-        free = free_name(target.parent, options.output_name)
-        problems.append(f"A network named {options.output_name} exists; {free} is free.")
+    folder, suffix = place.folder(options.train), kind_of(options).suffix
+    if (folder / f"{options.output_name}{suffix}").exists():
+        free = free_name(folder, options.output_name, suffix)
+        problems.append(f"A file named {options.output_name} exists; {free} is free.")
     problems += contradictions(options) + _against(options)
     data = None
     try:
@@ -155,7 +153,7 @@ def _measured(place: Place, options: TrainingOptions, data: TrainingData) -> Cos
     kept = _Kept()
     with place.turn() as model:
         data.prepare(model)
-        recipe = NetworkRecipe(model, options, options.learning_rate, seed=options.seed)
+        recipe = kind_of(options).make(model, options, None)
         loop = Loop(recipe, data, options)
         recipe.put_in()
         try:
@@ -167,11 +165,9 @@ def _measured(place: Place, options: TrainingOptions, data: TrainingData) -> Cos
         finally:
             recipe.take_out()
         device = model.loaded.device
-    adapters = recipe.adapters.values()
-    trained = sum(t.numel() for a in adapters for t in trained_parts(a, options).values())
+    trained = sum(each.numel() for group in recipe.groups() for each in group["params"])
     moments = _MOMENTS.get(options.optimizer_type.lower(), 2)
     return Cost(
-        len(recipe.adapters),
         trained,
         seconds,
         seconds * options.max_train_steps,

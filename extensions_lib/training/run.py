@@ -12,8 +12,8 @@ import gc
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,10 +22,14 @@ import torch
 
 from extensions_lib.datasets.folders import subsets_of
 from extensions_lib.errors import CrucibleError, FileProblem, Stopped
-from extensions_lib.models.place import Place, Sample, Snapshot
-from extensions_lib.models.trainable import Trainable
-from extensions_lib.training import data as training_data
+from extensions_lib.models.loaded import LoadedModel
+from extensions_lib.models.place import Place, Snapshot
+from extensions_lib.patching.checkpointing import Checkpointing
 from extensions_lib.training import ranks
+from extensions_lib.training.data import Run as DataRun
+from extensions_lib.training.data import TrainingData, read_training_data
+from extensions_lib.training.kinds import kind_of
+from extensions_lib.training.looking import Looking, is_due, on_the_model
 from extensions_lib.training.loop import Exploded, Loop, Step
 from extensions_lib.training.options import TrainingOptions, check
 from extensions_lib.training.outputs import Outputs
@@ -33,14 +37,11 @@ from extensions_lib.training.pace import Pace
 from extensions_lib.training.preflight import facts_of, text_options
 from extensions_lib.training.recipes.network import NetworkRecipe
 from extensions_lib.training.record import Record
-from extensions_lib.training.sample_prompts import read_samples
 from extensions_lib.training.state import load_state, save_state, states
-from extensions_lib.training.validation import Validation
+from extensions_lib.training.step import Recipe
 
 State = Literal["preparing", "training", "paused", "done", "stopped", "failed"]
 ENDED = ("done", "stopped", "failed")
-_MEASURED = 32  # pictures
-_SAMPLES = 5  # times that samples are made where nothing is said
 _DTYPES = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -73,7 +74,9 @@ class Run:
         self.place, self.options, self.folder = place, options, folder
         self.name = options.output_name
         self._writes = ranks.rank().is_first
-        self.outputs = Outputs(options, folder, place.networks())
+        self.kind = kind_of(options)
+        target = place.folder(options.train)
+        self.outputs = Outputs(options, folder, target, self.kind.suffix)
         if not resume:
             self.outputs.refuse_to_replace()
         self._resume_from = self._newest() if resume else None
@@ -82,15 +85,13 @@ class Run:
         self.record = Record(own, upto=first)
         if self._writes:
             self.outputs.write_options()
-        self._stop, self._save, self._going = (
-            threading.Event(),
-            threading.Event(),
-            threading.Event(),
-        )
+        self._stop, self._save = threading.Event(), threading.Event()
+        self._going = threading.Event()
         self._going.set()
         self._status = Status(self.name, "preparing")
         self._pace = Pace()
         self._identity = ""
+        self._checkpointing: Checkpointing | None = None
         self._thread: threading.Thread | None = None
 
     def _newest(self) -> Path:
@@ -163,43 +164,48 @@ class Run:
         return self._status
 
     def _run(self) -> None:
-        loop, data, samples, recipe = self._prepared()
-        validation = self._validation(loop, data)
+        loop, data = self._prepared()
         if self._resume_from is not None:
             state, about = load_state(self._resume_from)
             loop.restore(state)
             if about.get("data") != data.identity:
                 self.record.add(loop.done, said="The pictures or captions have changed since.")
         self._say(state="training", doing="", step=loop.done)
-
-        def snapshot() -> Snapshot:
-            return Snapshot(recipe.learnt(loop.ema or None), loop.done)
-
+        looking = Looking(self.place, self.options, self.kind, loop, data, lambda: self._turn(loop))
         try:
-            with self.place.shown(self.name, snapshot):
+            with self._shown(loop):
                 if loop.done == 0:
-                    self._look(loop, samples if self.options.sample_at_first else [], validation)
-                self._steps(loop, samples, validation)
+                    self._look(looking.at_first)
+                self._steps(loop, looking)
             stopped = loop.done < loop.options.max_train_steps
             if loop.done:
-                self._write_at_last(loop, recipe, data)
+                self._write_at_last(loop)
             self._say(state="stopped" if stopped else "done", message=self._last_word(loop))
         except Exception:
             # What was learnt up to the last whole step is kept, whatever went wrong after it.
             if loop.done:
-                self._write_if_possible(loop, recipe, data)
+                self._write_if_possible(loop)
             raise
 
-    def _prepared(self) -> tuple[Loop, training_data.TrainingData, list[Sample], NetworkRecipe]:
+    def _shown(self, loop: Loop) -> AbstractContextManager[None]:
+        """A network can be named in prompts while it is trained."""
+        recipe = loop.recipe
+        if not isinstance(recipe, NetworkRecipe):
+            return nullcontext()
+        return self.place.shown(
+            self.name, lambda: Snapshot(recipe.learnt(loop.ema or None), loop.done)
+        )
+
+    def _prepared(self) -> tuple[Loop, TrainingData]:
         options = self.options
         self._say(doing="looking at the pictures")
         accumulation = options.gradient_accumulation_steps
-        how = training_data.Run(
+        how = DataRun(
             seed=options.seed,
             steps=options.max_train_steps,
             accumulation=accumulation,
         )
-        data = training_data.read_training_data(
+        data = read_training_data(
             subsets_of(options),
             options,
             how,
@@ -220,45 +226,30 @@ class Run:
         )
         with self.place.turn(self._stop) as model:
             data.prepare(model, self._progress, self._stop)
-            recipe = self._recipe(model)
+            file = Path(options.network_weights) if options.network_weights else None
+            recipe = self.kind.make(model, options, file)
             loaded = model.loaded
-        precision = _DTYPES[options.mixed_precision]
-        device = loaded.device.type
+            if self.options.gradient_checkpointing:
+                self._checkpointing = Checkpointing(loaded)
+        self._data = data
+        self.outputs.about(loaded)
+        return self._loop(recipe, data, loaded), data
+
+    def _loop(self, recipe: Recipe, data: TrainingData, loaded: LoadedModel) -> Loop:
+        precision, device = _DTYPES[self.options.mixed_precision], loaded.device.type
         half = torch.float16 in (precision, loaded.dtype)
-        loop = Loop(
+        return Loop(
             recipe,
             data,
-            options,
+            self.options,
             precision=precision,
             device=device,
             scaled=half and device == "cuda",
         )
-        self.outputs.about(loaded, data)
-        return loop, data, self._samples(data), recipe
-
-    def _recipe(self, model: Trainable) -> NetworkRecipe:
-        options, adapters = self.options, None
-        if options.network_weights:
-            adapters = self.outputs.going_on(model, Path(options.network_weights))
-        return NetworkRecipe(
-            model, options, options.learning_rate, seed=options.seed, adapters=adapters
-        )
-
-    def _samples(self, data: training_data.TrainingData) -> list[Sample]:
-        """What is looked at: the prompts that are asked for, or two of the captions."""
-        about = self.place.about()
-        usual = Sample("", cfg=about["cfg"], sampler=self.options.sample_sampler, seed=1)
-        lines = self.options.sample_prompts or _captions(data)[:2]
-        return read_samples(lines, usual)
-
-    def _validation(self, loop: Loop, data: training_data.TrainingData) -> Validation:
-        most = self.options.max_validation_steps
-        most = most or -(-_MEASURED // self.options.train_batch_size)
-        return Validation(loop, data.validation or data, most)
 
     # --- steps --------------------------------------------------------------------------------
 
-    def _steps(self, loop: Loop, samples: list[Sample], validation: Validation) -> None:
+    def _steps(self, loop: Loop, looking: Looking) -> None:
         per_epoch = len(loop.data) / loop.options.gradient_accumulation_steps
         steps = loop.options.max_train_steps
         self._pace.begin(loop.done)
@@ -273,7 +264,7 @@ class Run:
                 break
             self._after(step, loop, per_epoch)
             self._write_if_due(loop, per_epoch)
-            self._look_if_due(loop, per_epoch, samples, validation)
+            self._look(looking.after_step)
 
     def _paused(self) -> None:
         self._say(state="paused")
@@ -284,12 +275,8 @@ class Run:
     @contextmanager
     def _turn(self, loop: Loop) -> Iterator[None]:
         """The model for one step, with what is trained on it."""
-        with self.place.turn(self._stop):
-            loop.recipe.put_in()
-            try:
-                yield
-            finally:
-                loop.recipe.take_out()
+        with self.place.turn(self._stop), on_the_model(loop.recipe, self._checkpointing):
+            yield
 
     def _after(self, step: Step, loop: Loop, per_epoch: float) -> None:
         done = loop.done
@@ -304,92 +291,47 @@ class Run:
             seconds_left=left,
         )
 
-    @staticmethod
-    def _is_due(done: int, per_epoch: float, steps: int | None, epochs: int | None) -> bool:
-        if steps and done % steps == 0:
-            return True
-        if not epochs:
-            return False
-        return int(done / per_epoch / epochs) > int((done - 1) / per_epoch / epochs)
-
-    # --- looking ------------------------------------------------------------------------------
-
-    def _look_if_due(
-        self, loop: Loop, per_epoch: float, samples: list[Sample], validation: Validation
-    ) -> None:
-        options, done, steps = self.options, loop.done, loop.options.max_train_steps
-        every = options.sample_every_n_steps
-        if every is None and options.sample_every_n_epochs is None:
-            every = max(1, steps // _SAMPLES)
-        due = done == steps or self._is_due(done, per_epoch, every, options.sample_every_n_epochs)
-        measured = options.validate_every_n_steps or max(1, steps // 10)
-        self._look(
-            loop,
-            samples if due else [],
-            validation if done == steps or done % measured == 0 else None,
-        )
-
-    def _look(self, loop: Loop, samples: list[Sample], validation: Validation | None) -> None:
-        """Measures and makes samples; what fails there is said, and the run goes on."""
+    def _look(self, what: Callable[..., None]) -> None:
+        """Measures and makes samples where this process is the one to do so."""
         if not self._writes:
             return
         try:
-            if validation is not None:
-                self._measure(loop, validation)
-            for number, sample in enumerate(samples):
-                if self._stop.is_set():
-                    return
-                self._say(doing="making samples", done=number, of=len(samples))
-                own = f"<lora:{self.name}:"
-                prompt = sample.prompt if own in sample.prompt else f"{sample.prompt} {own}1>"
-                picture = self.place.picture(replace(sample, prompt=prompt), self._stop)
-                path = self.outputs.write_sample(picture, loop.done, number)
-                self.record.add(loop.done, sample=path.name, prompt=sample.prompt, number=number)
+            what(self.outputs, self.record, self._say, self._stop)
         except Stopped:
-            return
-        except CrucibleError as problem:
-            self.record.add(loop.done, said=f"no samples of step {loop.done}: {problem}")
+            return  # the loop sees the same wish
         finally:
             self._say(doing="", done=0, of=0)
             self._pace.rest()
-
-    def _measure(self, loop: Loop, validation: Validation) -> None:
-        losses = []
-        for number in range(len(validation)):
-            self._say(doing="measuring", done=number, of=len(validation))
-            with self._turn(loop):
-                losses.append(validation.measure(number))
-        self.record.add(loop.done, validation=sum(losses) / len(losses))
 
     # --- writing ------------------------------------------------------------------------------
 
     def _write_if_due(self, loop: Loop, per_epoch: float) -> None:
         options, done = self.options, loop.done
-        due = self._is_due(done, per_epoch, options.save_every_n_steps, options.save_every_n_epochs)
+        due = is_due(done, per_epoch, options.save_every_n_steps, options.save_every_n_epochs)
         every = options.save_state_every_n_steps
         if self._save.is_set() or (due and done < loop.options.max_train_steps):
             self._save.clear()
-            self._write_if_possible(loop, loop.recipe, loop.data)
+            self._write_if_possible(loop)
         elif every and done % every == 0:
             try:
                 self._write_state(loop)
             except FileProblem as problem:
                 self.record.add(done, said=f"The state of step {done} is not saved: {problem}")
 
-    def _write_if_possible(self, loop: Loop, recipe: Any, data: Any) -> None:
+    def _write_if_possible(self, loop: Loop) -> None:
         """On the way. A full disk loses this one alone, and the run goes on."""
         try:
-            self._write(loop, recipe, data, final=False)
+            self._write(loop, final=False)
         except FileProblem as problem:
             self.record.add(loop.done, said=f"Step {loop.done} is not saved: {problem}")
             self._say(doing="", message=str(problem))
 
-    def _write_at_last(self, loop: Loop, recipe: Any, data: Any) -> None:
+    def _write_at_last(self, loop: Loop) -> None:
         """At the end. Where it cannot be written, waits until there is room, or a stop."""
         self._stop.clear()
         while True:
             try:
-                self._write(loop, recipe, data, final=True)
+                self._write(loop, final=True)
                 self.place.new_files()
                 return
             except FileProblem as problem:
@@ -400,12 +342,12 @@ class Run:
                     if self._stop.is_set():
                         raise
 
-    def _write(self, loop: Loop, recipe: Any, data: Any, *, final: bool) -> None:
+    def _write(self, loop: Loop, *, final: bool) -> None:
         """The network and the state."""
         if not self._writes:
             return
         self._say(doing="saving")
-        path = self.outputs.write(loop, recipe, data, final=final)
+        path = self.outputs.write(loop, self._data, final=final)
         self.record.add(loop.done, saved=str(path), final=final)
         self._write_state(loop)
         self._say(doing="")
@@ -424,15 +366,9 @@ class Run:
         steps = loop.options.max_train_steps
         if not loop.done:
             return "Stopped before the first step."
-        said = f"{self.outputs.final}: use it as <lora:{self.name}:1>."
+        tag = self.kind.tagged("", self.name).strip(" ,")
+        said = f"{self.outputs.final}: " + (f"use it as {tag}." if tag else "it can be loaded.")
         return said if loop.done == steps else f"Stopped after step {loop.done}. {said}"
-
-
-def _captions(data: training_data.TrainingData) -> tuple[str, ...]:
-    """The different captions of what is learnt, in order."""
-    those = [picture for picture in data.pictures if not picture.subset.is_reg]
-    texts = [picture.caption or picture.subset.class_tokens or "" for picture in those]
-    return tuple(dict.fromkeys(text.splitlines()[0] for text in texts if text.strip()))
 
 
 _LESS = (

@@ -142,10 +142,10 @@ class Runs:
 
     def use(self, name: str, step: int) -> Path:
         """Copies what a run saved at a step to the networks; the path. Raises FileProblem."""
-        saved = sorted((self._of(name) / "saved").glob(f"*-step{step:08d}.safetensors"))
+        saved = sorted((self._of(name) / "saved").glob(f"*-step{step:08d}.*"))
         if not saved:
             raise FileProblem(f"{name}: nothing was saved at step {step}.")
-        path = copy_to(saved[0], self.place.networks())
+        path = copy_to(saved[0], self.place.folder(self.options(name).train))
         self.place.new_files()
         return path
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -106,16 +106,15 @@ def _answer(
     try:
         path = tab.room.folder(folder)
         if (view.folder, view.subfolders) != (path, subfolders):
-            view = View(path, subfolders, filter=view.filter, order=view.order)
+            view = View(path, subfolders, order=view.order)
         tag_set = tab.room.tag_set(path, subfolders)
     except CrucibleError as problem:
         return {**_blank(tab), tab.notes: pieces.messages([str(problem)], "error")}
     done = Desk(tag_set, view).do(order)
     try:
         return _shown(tab, tag_set, done, fresh=order["do"] == "reload")
-    except CrucibleError as problem:  # a filter that was kept, a journal that is broken
-        said = pieces.messages([str(problem)], "error")
-        return {tab.view: replace(done.view, filter=""), tab.notes: said}
+    except CrucibleError as problem:  # a journal that is broken
+        return {tab.view: done.view, tab.notes: pieces.messages([str(problem)], "error")}
 
 
 def _blank(tab: EditTab) -> Changes:

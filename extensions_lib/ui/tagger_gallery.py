@@ -21,7 +21,7 @@ MOST_TAGS = 400  # rows
 MOST_STEPS = 100
 
 FILTER = """
-<form class="crucible-edit-filter" role="search" data-crucible-live="filter" data-crucible-kept>
+<form class="crucible-edit-filter" role="search" data-crucible-live="filter">
   <input class="crucible-field" name="filter" type="search" placeholder="1girl AND NOT hat"
     aria-label="Filter by tags" spellcheck="false" autocomplete="off">
   <details class="crucible-tagger-hint"><summary title="What a filter understands">?</summary>
@@ -108,8 +108,9 @@ def bar(desk: Desk, history: Sequence[Entry]) -> str:
         + press("reload", "⟳", title="Read the folder anew")
     )
     picking = press("all", "Pick all", off=picked == shown) + press("none", "None", off=not picked)
+    in_force = html.escape(desk.view.filter, quote=True)
     return (
-        f'<div class="crucible-edit-bar"><p>{pieces.words(*parts)}</p>'
+        f'<div class="crucible-edit-bar" data-filter="{in_force}"><p>{pieces.words(*parts)}</p>'
         f"<div>{picking}</div><div>{turn}</div><div>{steps}</div></div>"
     )
 

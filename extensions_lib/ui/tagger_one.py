@@ -158,7 +158,7 @@ def _told(tab: OneTab, room: TaggerRoom, asked: Asked, heard: Heard) -> Changes:
     how = asked.run.join
     told = tagger_pieces.bars(runners, heard.said, asked.selection, how, PREFIX)
     return {
-        tab.notes: pieces.messages(heard.notes),
+        tab.notes: pieces.messages(heard.notes) + tagger_pieces.asked_on(heard.devices),
         tab.bars: told,
         tab.caption: Composer(runners, asked.selection, how).text(heard.said),
         tab.heard: heard,

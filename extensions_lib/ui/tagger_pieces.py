@@ -43,6 +43,11 @@ def status(sentence: str) -> str:
     return f'<p role="status" class="crucible-tagger-done">{html.escape(sentence)}</p>'
 
 
+def asked_on(device: str) -> str:
+    """Where the models ran."""
+    return f'<p class="crucible-tagger-quiet"><span>asked on</span> {plain(device)}</p>'
+
+
 def progress(told: Progress) -> str:
     """96/214 · 6.2 pictures/s · 0:19 left."""
     parts = [f"{told.done}/{told.total}"]
@@ -154,7 +159,7 @@ def _bars(
     head = ""
     if chosen.rating is not None:
         name, score = chosen.rating
-        head = f'<p class="crucible-rating"><span>Rating:</span> <b>{name}</b> {score:.2f}</p>'
+        head = f'<p class="crucible-rating"><span>Rating:</span> <b translate="no">{name}</b> {score:.2f}</p>'
     head += "".join(f"<p>{plain(sentence)}</p>" for sentence in chosen.sentences)
     if not rows and not chosen.sentences:
         head += "<p>No tag reaches a tenth.</p>"

@@ -122,5 +122,6 @@ data-width="{width}" data-height="{height}" tabindex="0" aria-label="Crop">
 <img alt="" draggable="false" src="{address}">
 <div class="crucible-crop-kept" style="{style}"></div>
 <div class="crucible-crop-box" hidden><i></i><i></i><i></i><i></i></div></div>
-<p class="crucible-tagger-quiet">Drag over the picture to draw a box; what is outside is cut off.
-The bright part is what is left.</p></div>"""
+<p class="crucible-tagger-quiet">
+<span>Drag over the picture to draw a box; what is outside is cut off.</span>
+<span>The bright part is what is left.</span></p></div>"""

@@ -157,7 +157,7 @@ def _told(found: Preflight) -> Iterator[str]:
         yield f"{found.steps} steps, {found.epochs:.1f} epochs"
     if (cost := found.cost) is not None:
         yield (
-            f"{cost.layers} layers, {cost.trained:,} numbers are trained; about "
+            f"{cost.trained:,} numbers are trained; about "
             f"{clock(cost.seconds)} ({cost.step_seconds:.2f} s a step), "
             f"{cost.bytes_needed / 2**30:.2f} GB more memory"
         )

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import cache
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 import gradio as gr
 
-from extensions_lib.datasets.dataset_file import parse_toml, read_toml
+from extensions_lib.datasets.dataset_file import parse_toml
 from extensions_lib.errors import FileProblem
 from extensions_lib.options import changed, checked
+from extensions_lib.training.kohya import is_kohya, read_kohya
 from extensions_lib.training.options import TrainingOptions
+from extensions_lib.training.presets import Preset, presets
 from extensions_lib.training.toml_text import toml_text
 from extensions_lib.ui.option_fields import OptionForm, searchable
 
 PREFIX = "crucible-training"
 CUSTOM = "Custom"
-_PRESETS = Path(__file__).parents[1] / "training" / "presets.toml"
 _FIRST = {  # with what fits below a narrow field
     "network_dim": {"label": "Rank", "info": "network_dim: how much it can learn"},
     "learning_rate": {"info": "unless a part has its own"},
@@ -64,32 +62,21 @@ def rest(form: OptionForm[TrainingOptions]) -> None:
 # --- presets ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Preset:
-    """Options by a name. `families`: of checkpoints that it is for; none: of all."""
-
-    name: str
-    families: tuple[str, ...]
-    options: Mapping[str, Any]
+def preset_names() -> list[str]:
+    """What there is to choose: none, and the presets with the families they are for."""
+    return [CUSTOM, *(_name(each) for each in presets())]
 
 
-@cache
-def presets() -> tuple[Preset, ...]:
-    """The presets that come with the program."""
-    if not _PRESETS.is_file():
-        return ()
-    return tuple(
-        Preset(each["name"], tuple(each.get("families", ())), each["options"])
-        for each in read_toml(_PRESETS)["preset"]
-    )
+def _name(preset: Preset) -> str:
+    return f"{preset.name} ({', '.join(preset.families)})"
 
 
 def with_preset(options: TrainingOptions, name: str) -> TrainingOptions:
     """The options of a preset, with what is one's own of `options`."""
-    own = {each: getattr(options, each) for each in _OWN}
-    preset = next((each for each in presets() if each.name == name), None)
+    preset = next((each for each in presets() if _name(each) == name), None)
     if preset is None:
         return options
+    own = {each: getattr(options, each) for each in _OWN}
     return replace(checked(TrainingOptions, preset.options), **own)
 
 
@@ -102,10 +89,20 @@ def as_toml(options: TrainingOptions) -> str:
 
 
 def from_toml(text: str) -> tuple[TrainingOptions, list[str]]:
-    """The options that a text says, and notes about it. Raises CrucibleError."""
+    """The options that a text says, ours or sd-scripts', and notes about it.
+
+    Raises CrucibleError.
+    """
     if not text.strip():
         raise FileProblem("There is no TOML to load; paste it into the field first.")
-    return checked(TrainingOptions, parse_toml(text, "the TOML")), []
+    held = parse_toml(text, "the TOML")
+    if not is_kohya(held):
+        return checked(TrainingOptions, held), []
+    found = read_kohya(held)
+    notes = list(found.notes)
+    if found.checkpoint:
+        notes.append(f"It names {found.checkpoint}; trained is the checkpoint that is loaded.")
+    return found.options, notes
 
 
 def shown(form: OptionForm[TrainingOptions], options: TrainingOptions) -> list[Any]:

@@ -11,6 +11,7 @@ from extensions_lib.ui.tagger_pieces import plain, problem_list
 
 if TYPE_CHECKING:
     from extensions_lib.datasets.items import Picture
+    from extensions_lib.training.data import TrainingData
     from extensions_lib.training.data_report import DataReport
     from extensions_lib.training.preflight import Cost, Preflight
     from extensions_lib.ui.tagger_links import Links
@@ -27,45 +28,47 @@ def steps_label(steps: int) -> str:
 def summary(found: Preflight) -> str:
     """In a line what there is and what it takes; below what speaks against it, and notes."""
     said = ""
-    if found.data is not None:
-        parts = _of_data(found.data) + _of_run(found)
+    if found.data is not None and found.pictures is not None:
+        parts = [*_of_data(found.data, found.pictures), *_of_run(found)]
         said = f'<p class="crucible-training-sum" role="status">{pieces.words(*parts)}</p>'
     return said + pieces.messages(found.problems, "error") + pieces.messages(found.notes)
 
 
-def _of_data(data: DataReport) -> list[str]:
-    parts = [str(data.pictures), "pictures"]
-    captions = data.pictures - len(data.uncaptioned)
-    files = " + ".join(sorted(data.suffixes))
-    parts += [f"· {captions}", "captions"] + ([f"({files})"] if files else [])
+def _of_data(data: DataReport, pictures: TrainingData) -> list[str]:
+    regular = sum(each.subset.is_reg for each in pictures.used)
+    parts = _count(data.pictures - regular, "picture", "pictures")
+    parts += ["·", *_count(data.pictures - len(data.uncaptioned), "caption", "captions")]
+    parts += [f"({' + '.join(sorted(data.suffixes))})"] if data.suffixes else []
     if data.uncaptioned:
-        parts += [f"({len(data.uncaptioned)}", "missing", ")"]
-    if data.regular:
-        parts += [f"· {data.regular}", "of regularisation"]
+        parts += [f", {len(data.uncaptioned)}", "missing"]
+    if regular:
+        parts += [f"· {regular}", "of regularisation"]
     if data.held_out:
         parts += [f"· {data.held_out}", "held out"]
-    return [*parts, f"· {len(data.buckets)}", "sizes"]
+    return [*parts, "·", *_count(len(data.buckets), "size", "sizes")]
 
 
 def _of_run(found: Preflight) -> list[str]:
-    parts = [f"· {found.steps:,}", "steps", f"· {found.epochs:.1f}", "epochs"]
+    parts = ["·", *_count(found.steps, "step", "steps"), f"= {found.epochs:.1f}", "epochs"]
     if found.cost is not None:
         parts += _of_cost(found.cost)
     return parts
 
 
 def _of_cost(cost: Cost) -> list[str]:
-    parts = ["· about", pieces.clock(cost.seconds)]
-    needed = _gigabytes(cost.bytes_needed)
-    if cost.bytes_there is None:
-        parts += [f"· {needed} GB"]
-    else:
-        parts += [f"· {needed}", "of", f"{_gigabytes(cost.bytes_there)} GB"]
-    return [*parts, f"· {cost.trained / 1e6:.1f} M", "numbers learn in", str(cost.layers), "layers"]
+    parts = ["·", "about", pieces.clock(cost.seconds), f"· {_bytes(cost.bytes_needed)}"]
+    if cost.bytes_there is not None:
+        parts += ["of", _bytes(cost.bytes_there), "free"]
+    learnt = f"{cost.trained / 1e6:.2g}" if cost.trained < 1e7 else f"{cost.trained / 1e6:.0f}"
+    return [*parts, f"· {learnt} M", "numbers learn"]
 
 
-def _gigabytes(count: int) -> str:
-    return f"{count / 2**30:.1f}"
+def _count(count: int, one: str, many: str) -> list[str]:
+    return [f"{count:,}", one if count == 1 else many]
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**30:.1f} GB" if count >= 2**30 / 10 else f"{count / 2**20:.0f} MB"
 
 
 # --- details ----------------------------------------------------------------------------------
@@ -93,7 +96,8 @@ def crops(pictures: Sequence[Picture], links: Links) -> str:
 
 
 def _bucket(size: tuple[int, int], pictures: Sequence[Picture], links: Links) -> str:
-    head = pieces.words(f"{size[0]} × {size[1]}", f"· {len(pictures)}", "pictures")
+    count = _count(len(pictures), "picture", "pictures")
+    head = pieces.words(f"{size[0]} × {size[1]}", "·", *count)
     more = len(pictures) - _SHOWN
     rest = f"<p>+ {more}</p>" if more > 0 else ""
     shown = "".join(_crop(picture, links) for picture in pictures[:_SHOWN])

@@ -71,13 +71,14 @@ def build_training_tab(room: TrainingRoom, page: gr.Blocks) -> TrainingTab:
             )  # fmt: skip
             check = gr.Button("Check", scale=1, min_width=110, elem_id=f"{PREFIX}-check")
         found = _said("found")
+        with gr.Row():
+            form.field("output_name", scale=2, min_width=200)
+            form.field("train", label="What is trained", info=None, scale=3, min_width=420)
         with gr.Row(elem_id=f"{PREFIX}-what"):
-            form.field("output_name", scale=3, min_width=180)
-            form.field("kind", label="Kind", scale=2, min_width=140)
-            names = [CUSTOM, *(each.name for each in training_options.presets())]
+            form.field("kind", label="Kind of network", info=None, scale=2, min_width=140)
             preset = gr.Dropdown(
-                names, value=CUSTOM, label="Preset", scale=3, min_width=180,
-                info="fills in what suits the case", elem_id=f"{PREFIX}-preset",
+                training_options.preset_names(), value=CUSTOM, label="Preset", scale=3,
+                min_width=180, elem_id=f"{PREFIX}-preset",
             )  # fmt: skip
             gr.HTML(_base(room), elem_id=f"{PREFIX}-base")
         training_options.first_row(form)
@@ -164,12 +165,12 @@ def _wire_fields(tab: TrainingTab, page: gr.Blocks) -> None:
     }
     names = json.dumps([field.elem_id for field in fields])
     restore = f"(...values) => window.crucibleTraining?.restore(values, {names}) ?? values"
-    page.load(None, None, fields, **on_browser(restore)).then(**following)
+    page.load(None, None, fields, **on_browser(restore))
     changed = gr.Button("Changed", elem_id=f"{PREFIX}-changed", elem_classes=["crucible-wire"])
     changed.click(**following, **only_last())
     reset = gr.Button("Reset", elem_id=f"{PREFIX}-reset", elem_classes=["crucible-wire"])
     back = on_browser("(...values) => window.crucibleTraining?.reset(values) ?? values")
-    reset.click(None, fields, fields, **back).then(**following)
+    reset.click(None, fields, fields, **back)
 
     def choose(name: str, *values: Any) -> Changes:
         try:

@@ -22,6 +22,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -78,11 +79,11 @@ def bench_extract(every: bool) -> None:
     for shape, count in sorted(shapes.items()):
         for seed in range(count if every else 1):
             change = difference(shape, seed)
-            clock, found = Clock(), {}
-            found["ours"] = clock("ours", lambda c=change: of_matrix(c, RANK))
-            found["whole"] = clock(
-                "whole", lambda c=change: torch.linalg.svd(c, full_matrices=False)
-            )
+            clock = Clock()
+            found: dict[str, Sequence[Tensor]] = {}
+            found["ours"] = clock("ours", partial(of_matrix, change, RANK))
+            whole = partial(torch.linalg.svd, change, full_matrices=False)
+            found["whole"] = clock("whole", whole)
             left = {
                 name: float((change - (u[:, :RANK] * s[:RANK]) @ v[:RANK]).norm())
                 for name, (u, s, v, *_) in found.items()

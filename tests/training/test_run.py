@@ -218,6 +218,16 @@ def test_a_full_disk_at_the_end_waits_for_room(runs: Runs, pictures: Path, tmp_p
     assert (folder / f"{runner.NAME}.safetensors").is_file()
 
 
+def test_checkpointing_changes_nothing_but_memory(
+    runs: Runs, pictures: Path, tmp_path: Path
+) -> None:
+    plain = ended(runs.start(replace(runner.options(pictures, 2), output_name="plain")))
+    kept = replace(runner.options(pictures, 2), output_name="kept", gradient_checkpointing=True)
+    saved = ended(runs.start(kept))
+    losses = [[e["loss"] for e in run.record.entries("loss")] for run in (plain, saved)]
+    assert losses[0] == losses[1]
+
+
 def test_broken_pictures_are_named_before_the_start(
     runs: Runs, pictures: Path, tmp_path: Path
 ) -> None:

@@ -20,14 +20,13 @@ from extensions_lib.files.safe import write_safetensors
 from extensions_lib.library import Entry, Library
 from extensions_lib.models.families import SD15, SDXL_BASE, Structure
 from extensions_lib.models.names import canonical_layers
+from extensions_lib.toolbox.metadata import TAGS_SHOWN, frequent_tags
 from extensions_lib.ui.cards import cards_html
 from extensions_lib.ui.file_report import LISTED, match
 from extensions_lib.ui.generate_tab import Room
 from extensions_lib.ui.network_info import (
-    TAGS_SHOWN,
     about,
     about_html,
-    frequent_tags,
     hashes_html,
 )
 from extensions_lib.ui.networks_panel import Shelf

@@ -45,6 +45,20 @@ def test_what_is_missing_is_said_and_the_rest_applies(webui: WebUI, builtin: Pic
     assert "no network named 'nowhere'" in webui.said()
 
 
+def test_a_file_that_is_replaced_is_read_again(webui: WebUI, builtin: Pictures, data: Path) -> None:
+    networks = data / "models" / "Lora"
+    shutil.copy(networks / "star.safetensors", networks / "edited.safetensors")
+    try:
+        order = f"{PROMPT} <lora:edited:0.8>"
+        assert furthest(webui.pictures(order)[0], builtin["one"][0]) <= 2
+        shutil.copy(networks / "heart-linear.safetensors", networks / "edited.safetensors")
+        heart = webui.pictures(f"{PROMPT} <lora:heart-linear:0.8>")[0]
+        assert furthest(webui.pictures(order)[0], heart) == 0
+        assert furthest(heart, builtin["one"][0]) > 10
+    finally:
+        (networks / "edited.safetensors").unlink()
+
+
 def test_another_checkpoint_in_the_same_modules(webui: WebUI, builtin: Pictures) -> None:
     prompt = f"{PROMPT} <lora:star:0.8>"
     webui.pictures(prompt)

@@ -6,7 +6,6 @@ Making one costs nothing: torch and the model are loaded when something is asked
 from __future__ import annotations
 
 import gc
-import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +15,12 @@ from typing import TYPE_CHECKING
 from extensions_lib.errors import CrucibleError, FileProblem
 from extensions_lib.hosts.base import GenerationRequest, GenerationResult, OnProgress
 from extensions_lib.hosts.standalone.turns import Turns
+from extensions_lib.hosts.stated import CFG_KEY, SIDES, SIZE_KEY, cfg_of, size_of
 
 if TYPE_CHECKING:
     from extensions_lib.hosts.embeddings import Embeddings
     from extensions_lib.hosts.standalone.generate import Generator
+    from extensions_lib.hosts.standalone.text import TextEncoder
     from extensions_lib.library import Library
     from extensions_lib.models.families import Structure
     from extensions_lib.models.loaded import LoadedModel
@@ -27,11 +28,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[3]
 SUFFIXES = (".safetensors", ".ckpt")
-SIDES = {"SD1": 512, "SD2": 768, "SDXL": 1024}
-CFG_KEY = "crucible.cfg"  # likewise: the CFG scale that suits it
-SIZE_KEY = "crucible.size"  # in a checkpoint's metadata: "512" or "512x768", width first
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_SIZE = re.compile(r"\s*(\d+)(?:\s*[x×]\s*(\d+))?\s*")
 
 
 class StandaloneHost:
@@ -126,9 +122,8 @@ class StandaloneHost:
         """
         from extensions_lib.files.checkpoints import checkpoint_structure
 
-        stated = _SIZE.fullmatch(self._stated(SIZE_KEY))
-        if stated:
-            return int(stated[1]), int(stated[2] or stated[1])
+        if stated := size_of(self._stated(SIZE_KEY)):
+            return stated
         path, generator = self.checkpoint, self._generator
         if generator is not None and generator.model.path == path:
             side = SIDES[generator.model.family.value]
@@ -141,8 +136,7 @@ class StandaloneHost:
 
         Raises FileProblem when the checkpoint cannot be read.
         """
-        stated = _NUMBER.fullmatch(self._stated(CFG_KEY))
-        return float(stated[0]) if stated else 7.0
+        return cfg_of(self._stated(CFG_KEY))
 
     def _stated(self, key: str) -> str:
         """A value of the checkpoint's metadata, "" if it has none."""
@@ -260,6 +254,11 @@ class StandaloneHost:
             generator = self._ready()
             generator.park()
             yield generator.model
+
+    def text_encoder(self) -> TextEncoder:
+        """What encodes the prompts of pictures."""
+        with self._turns.turn():
+            return self._ready().text
 
     def generate(
         self,

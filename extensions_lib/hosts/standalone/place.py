@@ -50,14 +50,19 @@ class StandalonePlace:
             from extensions_lib.hosts.standalone.text import tokens
 
             known = Embeddings(model.structure, self.host.embeddings, tokens)
-            self._trainable = StandaloneTrainable(model, known)
+            self._trainable = StandaloneTrainable(model, known, [self.host.text_encoder()])
         return self._trainable
 
     def shown(self, name: str, snapshot: Callable[[], Snapshot]) -> AbstractContextManager[None]:
         """As `Place.shown`."""
         return LIVE.shown(name, snapshot, self.host.model().family)
 
-    def picture(self, sample: Sample, stop: threading.Event | None = None) -> Image.Image:
+    def picture(
+        self,
+        sample: Sample,
+        stop: threading.Event | None = None,
+        within: Callable[[], AbstractContextManager[Any]] | None = None,
+    ) -> Image.Image:
         """As `Place.picture`."""
         order = GenerationRequest(
             prompt=sample.prompt,
@@ -70,11 +75,21 @@ class StandalonePlace:
         )
         if sample.sampler:
             order = replace(order, sampler=sample.sampler)
-        return self.host.generate(order, stop=stop).images[0]
+        if within is None:
+            return self.host.generate(order, stop=stop).images[0]
+        with self.host.exclusive(stop), self.host.text_encoder().afresh(), within():
+            return self.host.generate(order, stop=stop).images[0]
 
-    def networks(self) -> Path:
-        """As `Place.networks`."""
-        return Path(self.host.network_folders()[0])
+    def folder(self, kind: str) -> Path:
+        """As `Place.folder`."""
+        root = self.host.root
+        return {
+            "network": Path(self.host.network_folders()[0]),
+            "embedding": root / "embeddings",
+            "hypernetwork": root / "models" / "hypernetworks",
+            "checkpoint": root / "models" / "Stable-diffusion",
+            "lllite": root / "models" / "ControlNet",
+        }[kind]
 
     def about(self) -> Mapping[str, Any]:
         """As `Place.about`."""
@@ -85,4 +100,6 @@ class StandalonePlace:
 
     def new_files(self) -> None:
         """As `Place.new_files`."""
-        self.host.library.refresh()
+        host = self.host
+        for library in (host.library, host.embeddings, host.hypernetworks, host.lllites):
+            library.refresh()

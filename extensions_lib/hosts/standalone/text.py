@@ -241,6 +241,15 @@ class TextEncoder:
         finally:
             self._lent.remove(embedding)
 
+    @contextmanager
+    def afresh(self) -> Iterator[None]:
+        """While it lasts nothing is remembered from before, and nothing of it stays."""
+        kept, self._memory = self._memory, OrderedDict()
+        try:
+            yield
+        finally:
+            self._memory = kept
+
     def _finder(self, kind: str) -> Finder | None:
         """What finds the embeddings of files and those that are lent: the longest name wins."""
         known = None if self._embeddings is None else self._embeddings.finder(kind)

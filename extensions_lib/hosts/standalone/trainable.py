@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,11 +22,17 @@ if TYPE_CHECKING:
 class StandaloneTrainable:
     """Encodes and predicts with diffusers' modules, as the host's own sampling does.
 
-    `embeddings`: those that a prompt may name; None: none.
+    `embeddings`: those that a prompt may name; None: none. `others` encode prompts beside it, and
+    are lent the embeddings that it is lent.
     """
 
-    def __init__(self, loaded: LoadedModel, embeddings: Embeddings | None = None) -> None:
-        self.loaded = loaded
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        embeddings: Embeddings | None = None,
+        others: Sequence[TextEncoder] = (),
+    ) -> None:
+        self.loaded, self._others = loaded, tuple(others)
         if embeddings is not None:
             embeddings.begin()
         self._text = TextEncoder(loaded, embeddings)
@@ -45,7 +51,9 @@ class StandaloneTrainable:
     @contextmanager
     def embedding(self, name: str, parts: Mapping[str, Tensor]) -> Iterator[None]:
         """As `Trainable.embedding`."""
-        with self._text.lent(Embedding(name, parts)):
+        with ExitStack() as lent:
+            for text in (self._text, *self._others):
+                lent.enter_context(text.lent(Embedding(name, parts)))
             yield
 
     def encode_pictures(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

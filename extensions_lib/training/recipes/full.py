@@ -38,17 +38,24 @@ class _Copy:
     """A parameter of the model, everywhere that it lies, and its copy that learns."""
 
     name: str
-    original: nn.Parameter
     trained: nn.Parameter
     places: list[tuple[nn.Module, str]]
+    original: nn.Parameter | None = None  # while the copy is in its place
 
     def put_in(self) -> None:
         """The copy as it is now, gradients reaching it."""
+        if self.original is None:
+            # asked anew: a host that moves its weights may hold another object by now
+            module, name = self.places[0]
+            self.original = module._parameters[name]
+            assert self.original is not None
         self._put(self.trained.to(self.original.dtype))
 
     def take_out(self) -> None:
         """The original."""
-        self._put(self.original)
+        if self.original is not None:
+            self._put(self.original)
+            self.original = None
 
     def _put(self, value: Tensor) -> None:
         for module, name in self.places:
@@ -111,7 +118,7 @@ class FullRecipe:
                 raise CrucibleError(f"{canonical} cannot be trained: {shape}.")
             if id(held) not in known:
                 values = held.detach().to(self.model.loaded.device, torch.float32, copy=True)
-                copy = _Copy(f"{canonical}.{part}", held, nn.Parameter(values), [])
+                copy = _Copy(f"{canonical}.{part}", nn.Parameter(values), [])
                 known[id(held)] = copy
                 self._copies.append(copy)
             turned = transposed and part == "weight"

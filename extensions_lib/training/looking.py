@@ -1,0 +1,147 @@
+"""What is looked at on the way: samples, and the loss on fixed noise."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from extensions_lib.errors import CrucibleError, Stopped
+from extensions_lib.models.place import Place, Sample
+from extensions_lib.training.kinds import Kind
+from extensions_lib.training.sample_prompts import read_samples
+from extensions_lib.training.validation import Validation
+
+if TYPE_CHECKING:
+    from extensions_lib.patching.checkpointing import Checkpointing
+    from extensions_lib.training.data import TrainingData
+    from extensions_lib.training.loop import Loop
+    from extensions_lib.training.options import TrainingOptions
+    from extensions_lib.training.outputs import Outputs
+    from extensions_lib.training.record import Record
+    from extensions_lib.training.step import Recipe
+
+_MEASURED = 32  # pictures
+_SAMPLES = 5  # times that samples are made where nothing is said
+_MEASURES = 10  # likewise
+Say = Callable[..., None]  # doing=, done=, of=
+
+
+def is_due(done: int, per_epoch: float, steps: int | None, epochs: int | None) -> bool:
+    """Whether something that comes every so many steps, or epochs, comes after step `done`."""
+    if steps and done % steps == 0:
+        return True
+    if not epochs:
+        return False
+    return int(done / per_epoch / epochs) > int((done - 1) / per_epoch / epochs)
+
+
+class Looking:
+    """Makes the samples of a run and measures it; `turn` has what is trained on the model."""
+
+    def __init__(
+        self,
+        place: Place,
+        options: TrainingOptions,
+        kind: Kind,
+        loop: Loop,
+        data: TrainingData,
+        turn: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self._place, self._options, self._kind, self._loop = place, options, kind, loop
+        self._turn = turn
+        self._samples = samples_of(place, options, data) if kind.makes_samples else []
+        most = options.max_validation_steps or -(-_MEASURED // options.train_batch_size)
+        self._validation = Validation(loop, data.validation or data, most)
+
+    def at_first(self, outputs: Outputs, record: Record, say: Say, stop: threading.Event) -> None:
+        """Before the first step."""
+        self._measure(record, say)
+        if self._options.sample_at_first:
+            self._make_samples(outputs, record, say, stop)
+
+    def after_step(self, outputs: Outputs, record: Record, say: Say, stop: threading.Event) -> None:
+        """What is due after the last step that was done."""
+        options, done, steps = self._options, self._loop.done, self._loop.options.max_train_steps
+        per_epoch = len(self._loop.data) / options.gradient_accumulation_steps
+        if (
+            done == steps
+            or done % (options.validate_every_n_steps or _share(steps, _MEASURES)) == 0
+        ):
+            self._measure(record, say)
+        every = options.sample_every_n_steps
+        if every is None and options.sample_every_n_epochs is None:
+            every = _share(steps, _SAMPLES)
+        if done == steps or is_due(done, per_epoch, every, options.sample_every_n_epochs):
+            self._make_samples(outputs, record, say, stop)
+
+    def _measure(self, record: Record, say: Say) -> None:
+        losses = []
+        for number in range(len(self._validation)):
+            say(doing="measuring", done=number, of=len(self._validation))
+            with self._turn():
+                losses.append(self._validation.measure(number))
+        record.add(self._loop.done, validation=sum(losses) / len(losses))
+
+    def _make_samples(
+        self, outputs: Outputs, record: Record, say: Say, stop: threading.Event
+    ) -> None:
+        """What fails here is said, and the run goes on. Raises Stopped."""
+        step = self._loop.done
+        for number, sample in enumerate(self._samples):
+            if stop.is_set():
+                raise Stopped("Stopped while samples were made.")
+            say(doing="making samples", done=number, of=len(self._samples))
+            try:
+                picture = self._picture(sample, stop)
+                path = outputs.write_sample(picture, step, number)
+            except Stopped:
+                raise
+            except CrucibleError as problem:
+                record.add(step, said=f"no sample of step {step}: {problem}")
+                return
+            record.add(step, sample=path.name, prompt=sample.prompt, number=number)
+
+    def _picture(self, sample: Sample, stop: threading.Event) -> Any:
+        name = self._options.output_name
+        sample = replace(sample, prompt=self._kind.tagged(sample.prompt, name))
+        if self._options.train == "network":
+            return self._place.picture(sample, stop)  # by its tag, as in any prompt
+        untagged = sample.prompt.replace(f" <hypernet:{name}:1>", "")
+        return self._place.picture(replace(sample, prompt=untagged), stop, self._on_the_model)
+
+    def _on_the_model(self) -> AbstractContextManager[Any]:
+        return on_the_model(self._loop.recipe)
+
+
+@contextmanager
+def on_the_model(recipe: Recipe, checkpointing: Checkpointing | None = None) -> Iterator[None]:
+    """What is trained is on the model while it lasts."""
+    recipe.put_in()
+    try:
+        if checkpointing is not None:
+            checkpointing.put_in()
+        yield
+    finally:
+        if checkpointing is not None:
+            checkpointing.take_out()
+        recipe.take_out()
+
+
+def samples_of(place: Place, options: TrainingOptions, data: TrainingData) -> list[Sample]:
+    """What is looked at: the prompts that are asked for, or two of the captions."""
+    usual = Sample("", cfg=place.about()["cfg"], sampler=options.sample_sampler, seed=1)
+    return read_samples(options.sample_prompts or _captions(data)[:2], usual)
+
+
+def _captions(data: TrainingData) -> Sequence[str]:
+    """The different captions of what is learnt, in order."""
+    those = [picture for picture in data.pictures if not picture.subset.is_reg]
+    texts = [picture.caption or picture.subset.class_tokens or "" for picture in those]
+    return tuple(dict.fromkeys(text.splitlines()[0] for text in texts if text.strip()))
+
+
+def _share(steps: int, parts: int) -> int:
+    return max(1, steps // parts)

@@ -1,0 +1,71 @@
+"""Every kind of thing that is trained: from options to a file that the host then uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from extensions_lib.hosts.base import GenerationRequest
+from extensions_lib.hosts.standalone import StandaloneHost
+from extensions_lib.hosts.standalone.place import StandalonePlace
+from extensions_lib.training.kinds import KINDS
+from extensions_lib.training.runs import Runs
+from tests.tiny import tiny_checkpoint
+from tests.training import runner
+from tests.training.drawn import drawn_set
+
+PROMPTS: dict[str, Callable[[str], str]] = {
+    "network": lambda name: f"a thing <lora:{name}:1>",
+    "embedding": lambda name: f"{name}, a thing",
+    "hypernetwork": lambda name: f"a thing <hypernet:{name}:1>",
+    "checkpoint": lambda name: "a thing",
+}
+
+
+def order(prompt: str) -> GenerationRequest:
+    return GenerationRequest(prompt, steps=2, width=64, height=64, seed=3, sampler="Euler")
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_a_run_of_each_kind(kind: str, tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "models" / "Stable-diffusion" / "SD1.safetensors", "SD1")
+    host = StandaloneHost("SD1", tmp_path, threads=1)
+    runs = Runs(StandalonePlace(host), tmp_path / "outputs")
+    pictures = drawn_set(tmp_path / "set")
+    options = replace(
+        runner.options(pictures, 4),
+        train=kind,
+        output_name="thingy",
+        learning_rate=0.05 if kind == "embedding" else 1e-3,
+        sample_every_n_steps=2,
+        weight_initialization="XavierNormal",
+    )
+    before = host.generate(order("a thing")).images[0].tobytes()
+    run = runs.start(options)
+    run.join(200)
+    assert run.status().state == "done", run.status()
+    assert host.generate(order("a thing")).images[0].tobytes() == before
+    samples = [run.folder / "samples" / each["sample"] for each in run.record.entries("sample")]
+    assert len(samples) == 2
+    # what is sampled is what is trained: it differs from step to step
+    assert samples[0].read_bytes() != samples[1].read_bytes()
+    assert run.outputs.final.is_file() and run.outputs.final.suffix == KINDS[kind].suffix
+    if kind == "checkpoint":
+        host.use_checkpoint("thingy")
+    after = host.generate(order(PROMPTS[kind]("thingy")))
+    assert not after.messages
+    assert after.images[0].tobytes() != before
+    host.close()
+
+
+def test_lllite_is_for_sdxl_and_says_so(tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "models" / "Stable-diffusion" / "SD1.safetensors", "SD1")
+    host = StandaloneHost("SD1", tmp_path, threads=1)
+    runs = Runs(StandalonePlace(host), tmp_path / "outputs")
+    run = runs.start(replace(runner.options(drawn_set(tmp_path / "set"), 2), train="lllite"))
+    run.join(100)
+    assert run.status().state == "failed" and "is for SDXL" in run.status().message
+    host.close()
