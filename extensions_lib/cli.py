@@ -364,6 +364,13 @@ def bench_toolbox(arguments: list[str]) -> int:
     return int(run(arguments))
 
 
+def bench_training(arguments: list[str]) -> int:
+    """How fast a network learns, and in which memory, beside diffusers and peft."""
+    from tests.benchmarks.bench_training import main as run
+
+    return int(run(arguments))
+
+
 BENCHES: dict[str, Callable[[list[str]], int]] = {
     "apply": bench_apply,
     "demo": bench_demo,
@@ -374,6 +381,7 @@ BENCHES: dict[str, Callable[[list[str]], int]] = {
     "tagging": bench_tagging,
     "tagset": bench_tagset,
     "toolbox": bench_toolbox,
+    "training": bench_training,
     "webui": bench_webui,
 }
 

@@ -13,9 +13,15 @@
         ["lyco", "the same as lora"],
         ["hypernet", "a hypernetwork"],
         ["lllite", "a ControlNet-LLLite: follows the control picture"],
-    ];
-    const SHELVES = ["hypernet", "lllite"]; // kinds with names of their own
-    const OF_LLLITE = ["start=", "stop=", "step=", "hr="];
+        ["aesthetic", "turns the prompt towards the pictures that a file stands for"],
+    ].filter(([kind]) => ours || kind !== "aesthetic"); // no WebUI knows it
+    const SHELVES = ["hypernet", "lllite", "aesthetic"]; // kinds with names of their own
+    const OF_KIND = {
+        hypernet: [],
+        lllite: ["start=", "stop=", "step=", "hr="],
+        aesthetic: ["steps=", "rate=", "slerp="],
+    };
+    const USUAL = {aesthetic: 0.9}; // the weight of a tag without one, where that is not 1
     const ARGUMENTS = [
         ["te=", "weight of the text encoder"],
         ["unet=", "weight of the UNet; over the steps: 1@0,0@0.5"],
@@ -31,7 +37,12 @@
         ["mid=", "weight of the middle block"],
         ["out=", "weight of the blocks going out"],
         ["dyn=", "how many ranks of a DyLoRA"],
+        ["steps=", "how many steps towards the pictures: 5"],
+        ["rate=", "how far each step goes: 0.0001"],
+        ["slerp=", "1 blends along the sphere, 0 along the line"],
     ];
+    const isFor = (kind, name) => OF_KIND[kind]?.includes(name)
+        ?? !OF_KIND.aesthetic.includes(name);
 
     // The extension a1111-sd-webui-tagcomplete offers the same: two lists would cover each other.
     const another = () => !ours && ("TAC_CFG" in window
@@ -57,7 +68,7 @@
         }
         if (kind === "hypernet") return null;
         const [lead] = /^(?:lbwe?=)?/.exec(typed);
-        if (lead && kind !== "lllite") {
+        if (lead && isFor(kind, lead)) {
             const rest = tag.closed ? /^[^:>]*/.exec(text.slice(caret))[0] : "";
             const of = lead === "lbw=" ? "presets" : "elements";
             return {...tag, what: "preset", of, typed: typed.slice(lead.length),
@@ -108,8 +119,8 @@
         kind: ({typed}) => fitting(KINDS, typed, KINDS.map(([name]) => name), false)
             .map(([name, note]) => offer(name, note, [], `${name}:`)),
         argument: ({kind, typed, used}) => {
-            const free = ARGUMENTS.filter(([name]) => !used.includes(name.slice(0, -1))
-                && (kind !== "lllite" || OF_LLLITE.includes(name)));
+            const free = ARGUMENTS.filter(
+                ([name]) => !used.includes(name.slice(0, -1)) && isFor(kind, name));
             return fitting(free, typed, free.map(([name]) => name), false, free.length)
                 .map(([name, note]) => offer(name, note, [], name));
         },
@@ -287,7 +298,8 @@
             return;
         }
         const end = here.to + (here.closed && text[here.to] === ">" ? 1 : 0);
-        const tag = `<${here.kind}:${name}:${tags().written(weight)}>`;
+        const written = tags().written(weight === 1 ? USUAL[here.kind] ?? 1 : weight);
+        const tag = `<${here.kind}:${name}:${written}>`;
         const wanted = words && !text.includes(words) ? words : "";
         if (!wanted || !ours) {
             tags().replace(box, here.tagStart, end, wanted ? `${tag} ${wanted}` : tag);

@@ -264,6 +264,9 @@ def add_routes(
     def named(request: Any) -> str:
         return str(request.path_params["name"])
 
+    def acting(what: str) -> Answer:
+        return lambda _, __: service.act(what)
+
     def status(request: Any, _: dict[str, Any]) -> Any:
         asked = request.query_params
         since = asked.get("since", "0")
@@ -282,7 +285,7 @@ def add_routes(
     add("GET", "/options", lambda _, __: schema(TrainingOptions))
     add("POST", "/start", lambda _, order: service.start(order))
     for what in _ACTS:
-        add("POST", f"/{what}", lambda _, __, what=what: service.act(what))
+        add("POST", f"/{what}", acting(what))
     add("GET", "/runs", lambda _, __: {"runs": service.past()})
     add("GET", "/runs/{name}", lambda request, _: service.about(named(request)))
     add("GET", "/runs/{name}/samples/{file}", sample)

@@ -84,6 +84,19 @@ def ready(picture: Picture) -> Image:
     return _resized(opened, picture.where, picture.options)
 
 
+def guide_of(picture: Picture, draws: Sequence[float] | None = None) -> Any | None:
+    """The bytes [H, W, 3] of what goes with the picture, cropped as that is; None: there is none.
+
+    Raises PictureProblem where it cannot be read.
+    """
+    if picture.guide is None or picture.options.masked_loss:
+        return None
+    placed = picture.where if draws is None else _placed(picture, draws)
+    pixels = _cut(open_picture(picture.guide), placed, picture.options)
+    turned = draws is not None and mirrors(picture.options, draws)
+    return pixels[:, ::-1] if turned else pixels
+
+
 def mirrors(options: DataOptions, draws: Sequence[float]) -> bool:
     """Whether left and right are exchanged this time."""
     return options.flip_aug and draws[_FLIP] < 0.5

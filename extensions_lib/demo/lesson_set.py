@@ -23,7 +23,7 @@ class LessonSet(NamedTuple):
 
 
 def draw_lesson(
-    folder: Path, shape: str = SHAPE, pictures: int = 32, known: int = 64, seed: int = 0
+    folder: Path, shape: str = SHAPE, pictures: int = 48, known: int = 96, seed: int = 0
 ) -> LessonSet:
     """Draws the set into `folder`; the same arguments draw the same files."""
     rng = random.Random(seed)

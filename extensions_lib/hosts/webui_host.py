@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,16 @@ class WebUIHost:
             self.session.host.bare(sd_model)
             yield model
 
+    @contextmanager
+    def _clean(self, within: Callable[[], AbstractContextManager[Any]] | None) -> Iterator[None]:
+        if within is None:
+            yield
+            return
+        self.session.park()
+        self.session.host.bare(self.session.host.current())
+        with within():
+            yield
+
     def network_folders(self) -> Sequence[Path]:
         return self.session.folders
 
@@ -58,8 +68,12 @@ class WebUIHost:
         request: GenerationRequest,
         on_progress: OnProgress | None = None,
         stop: threading.Event | None = None,
+        within: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> GenerationResult:
         """Makes the pictures as the WebUI's own Generate button does, without saving them.
+
+        `within` is entered once it is this order's turn: it puts something on the clean model. No
+        prompt's encoding from before is used then, and none that is made in it is kept.
 
         Raises:
             Stopped: before a picture was finished.
@@ -68,8 +82,10 @@ class WebUIHost:
         from modules import processing, shared
         from modules.call_queue import queue_lock
 
-        with queue_lock:
+        with queue_lock, self._clean(within):
             order = processing.StableDiffusionProcessingTxt2Img(**_order(request, shared))
+            if within is not None:
+                _encode_anew(order)
             shared.state.begin(job="crucible")
             watch = _Watch(shared.state, request, on_progress, stop)
             try:
@@ -82,6 +98,13 @@ class WebUIHost:
         if watch.stopped and not done.images:
             raise Stopped("stopped before a picture was finished")
         return _result(done, request, watch.stopped)
+
+
+def _encode_anew(order: Any) -> None:
+    """Gives an order its own caches of encoded prompts; the WebUI's are common to all orders."""
+    for name in ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc"):
+        if hasattr(order, name):
+            setattr(order, name, [None, None])
 
 
 def _order(request: GenerationRequest, shared: Any) -> dict[str, Any]:

@@ -23,6 +23,20 @@ if TYPE_CHECKING:
     from extensions_lib.models.place import Sample, Snapshot
     from extensions_lib.models.trainable import Trainable
 
+_FOLDERS = {  # the argument of the WebUI that names it, and what it is called
+    "embedding": ("embeddings_dir", "embeddings"),
+    "hypernetwork": ("hypernetwork_dir", "hypernetworks"),
+    "checkpoint": ("ckpt_dir", "Stable-diffusion"),
+    "lllite": ("controlnet_dir", "ControlNet"),
+}
+# Settings of the WebUIs from which the encoding of a prompt follows.
+_OF_PROMPTS = (
+    "emphasis",
+    "comma_padding_backtrack",
+    "use_old_emphasis_implementation",
+    "enable_emphasis",
+)
+
 
 class WebUIPlace:
     """Trains on the checkpoint that the WebUI has loaded.
@@ -65,7 +79,12 @@ class WebUIPlace:
         model = self._model or self.host.model()
         return LIVE.shown(name, snapshot, model.family)
 
-    def picture(self, sample: Sample, stop: threading.Event | None = None) -> Image.Image:
+    def picture(
+        self,
+        sample: Sample,
+        stop: threading.Event | None = None,
+        within: Callable[[], AbstractContextManager[Any]] | None = None,
+    ) -> Image.Image:
         """As `Place.picture`."""
         model = self._model or self.host.model()
         side = SIDES[model.family.value]
@@ -81,22 +100,35 @@ class WebUIPlace:
         )
         if sample.sampler:
             order = replace(order, sampler=sample.sampler)
-        return self.host.generate(order, stop=stop).images[0]
+        return self.host.generate(order, stop=stop, within=within).images[0]
 
-    def networks(self) -> Path:
-        """As `Place.networks`."""
-        return Path(self.host.network_folders()[0])
+    def folder(self, kind: str) -> Path:
+        """As `Place.folder`: where the WebUI was told that they are, or its own place for them."""
+        from modules import paths, shared
+
+        if kind == "network":
+            return Path(self.host.network_folders()[0])
+        told, usual = _FOLDERS[kind]
+        named = getattr(shared.cmd_opts, told, None)
+        root = Path(paths.data_path if kind == "embedding" else paths.models_path)
+        return Path(named).absolute() if named else root / usual
 
     def about(self) -> Mapping[str, Any]:
         """As `Place.about`."""
-        from modules import sd_models
+        from modules import sd_models, shared
 
         info = sd_models.select_checkpoint()
         if info is None:
             raise CrucibleError("The WebUI has no checkpoint to train on; choose one.")
         metadata = getattr(info, "metadata", None) or {}
         cfg = cfg_of(str(metadata.get(CFG_KEY, "")))
-        return {"name": info.name, "path": Path(info.filename), "cfg": cfg}
+        return {
+            "name": info.name,
+            "path": Path(info.filename),
+            "cfg": cfg,
+            "cache": self.host.session.cache,
+            "text": repr([getattr(shared.opts, each, None) for each in _OF_PROMPTS]),
+        }
 
     def new_files(self) -> None:
         """As `Place.new_files`."""

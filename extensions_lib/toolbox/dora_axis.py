@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from extensions_lib.toolbox.resize import decomposed
-from extensions_lib.toolbox.spectrum import LayerFigures, as_lora, of_matrix
+from extensions_lib.toolbox.spectrum import LayerFigures, as_lora, layer_named, of_matrix
 from extensions_lib.toolbox.work import ToolProblem, Watch
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def on_axis(
             continue
         if base is None or layer not in base:
             raise ToolProblem(f"{layer}: another axis depends on the weight; name --base")
-        made[layer], figure = _turned(layer, each, base.weight(layer), axis)
+        with layer_named(layer):
+            made[layer], figure = _turned(layer, each, base.weight(layer), axis)
         figures.append(figure)
     return made, figures
 

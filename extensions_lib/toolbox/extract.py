@@ -19,6 +19,7 @@ from extensions_lib.toolbox.spectrum import (
     Ranks,
     fitted,
     kept_share,
+    layer_named,
     of_matrix,
 )
 from extensions_lib.toolbox.work import (
@@ -173,7 +174,6 @@ def _of_layer(
     result: Extracted,
 ) -> Adapter | None:
     """One layer's adapter; None where the checkpoints are alike."""
-    import torch
 
     from extensions_lib.adapters import Biased, Full, Norm
 
@@ -190,11 +190,9 @@ def _of_layer(
         kind = Norm if info.kind == "norm" else Full
         return kind(change, bias).to("cpu")
     result.whole += bias is not None
-    try:
+    with layer_named(layer):
         fit = _lokr if how.kind == "lokr" else _lora
         made, figures = fit(layer, change, how)
-    except torch.linalg.LinAlgError as error:
-        raise ToolProblem(f"{layer}: cannot be decomposed ({error})") from None
     result.layers.append(figures)
     return made if bias is None else Biased(made, bias.cpu())
 

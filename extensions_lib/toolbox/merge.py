@@ -17,6 +17,7 @@ from extensions_lib.toolbox.spectrum import (
     LayerFigures,
     Ranks,
     fitted,
+    layer_named,
     of_factors,
     of_matrix,
 )
@@ -110,14 +111,10 @@ def _merged_layer(
     layer: str, stack: Stack, how: Merging, base: Weights | None, result: Merged
 ) -> Adapter:
     """One adapter with the changes of all; says in the result what of them it keeps."""
-    from extensions_lib.adapters import AdapterError
-
     shape = shape_of(layer, stack, base)
-    try:
+    with layer_named(layer):
         made = _one_weight(layer, stack, shape, how, base, result)
         return _with_bias(made, _bias(layer, stack, base))
-    except AdapterError as problem:
-        raise ToolProblem(f"{layer}: {problem}") from None
 
 
 def _one_weight(
@@ -179,6 +176,8 @@ def _as_it_is(layer: str, factors: LowRank, shape: tuple, result: Merged) -> Ada
     up = factors.up.reshape(shape[0], rank, *[1] * len(kernel))
     down = factors.down.reshape(rank, shape[1], *kernel)
     energy = float((factors.up.mT @ factors.up * (factors.down @ factors.down.mT)).double().sum())
+    if not math.isfinite(energy):
+        raise ToolProblem(f"{layer}: holds values that are no numbers, or beyond fp32")
     result.layers.append(LayerFigures(layer, shape, rank, 1.0, max(0.0, energy), rank))
     return LoRA(up, down, alpha=float(rank))
 

@@ -14,6 +14,7 @@ from extensions_lib.toolbox.spectrum import (
     Ranks,
     curve,
     fitted,
+    layer_named,
     of_factors,
     of_matrix,
 )
@@ -85,20 +86,16 @@ def resize(
 def _resized(
     layer: str, adapter: Adapter, how: Resizing, base: Weights | None, result: Resized
 ) -> Adapter:
-    from extensions_lib.adapters import AdapterError
-
     if not adapter.changes_weight or len(_shape(layer, adapter, base)) < 2:
         result.whole += 1
         return adapter
-    try:
+    with layer_named(layer):
         if how.first:
             return _cut(layer, adapter, how, base, result)
         found, shape = decomposed(layer, adapter, base)
         lora, figures = fitted(layer, found, shape, how, adapter.rank)
         result.layers.append(figures)
         bias = adapter.bias_delta(base.bias(layer) if base is not None and layer in base else None)
-    except AdapterError as problem:
-        raise ToolProblem(f"{layer}: {problem}") from None
     if bias is None:
         return lora
     from extensions_lib.adapters import Biased
@@ -139,22 +136,16 @@ def decomposed(
     import torch
 
     shape = _shape(layer, adapter, base)
-    factors = adapter.low_rank(shape)
-    try:
+    with layer_named(layer):
+        factors = adapter.low_rank(shape)
         if factors is not None and len(factors.down) <= min(len(factors.up), factors.down.shape[1]):
             found = of_factors(factors)
         else:
             change = adapter.delta(weight_of(layer, [(adapter, 1.0)], shape, base))
             found = of_matrix(change.flatten(1))
-    except torch.linalg.LinAlgError:
-        raise _no_numbers(layer) from None
-    if not bool(torch.isfinite(found.values).all()):
-        raise _no_numbers(layer)
+        if not bool(torch.isfinite(found.values).all()):
+            raise torch.linalg.LinAlgError
     return found, shape
-
-
-def _no_numbers(layer: str) -> ToolProblem:
-    return ToolProblem(f"{layer}: holds values that are no numbers (NaN or infinite)")
 
 
 def _shape(layer: str, adapter: Adapter, base: Weights | None) -> tuple[int, ...]:

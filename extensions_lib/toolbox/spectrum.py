@@ -7,6 +7,8 @@ energy of a change is the square of its Frobenius norm, the sum of its squared s
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -87,6 +89,24 @@ class LayerFigures:
     energy: float
     before: int | None = None  # ranks of the input, where it has them
     curve: tuple[float, ...] = ()  # share of the energy that the first 1, 2, … ranks hold
+
+
+@contextmanager
+def layer_named(layer: str) -> Iterator[None]:
+    """Turns what cannot be computed of a layer into a ToolProblem that names it."""
+    import torch
+
+    from extensions_lib.adapters import AdapterError
+    from extensions_lib.toolbox.work import ToolProblem
+
+    try:
+        yield
+    except torch.linalg.LinAlgError:
+        raise ToolProblem(
+            f"{layer}: cannot be decomposed: it holds values that are no numbers, or beyond fp32"
+        ) from None
+    except AdapterError as problem:
+        raise ToolProblem(f"{layer}: {problem}") from None
 
 
 def count(values: Tensor, rule: str, target: float | None, energy: float) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from extensions_lib.datasets.at_once import Note, Progress
-from extensions_lib.datasets.augment import DRAWS
+from extensions_lib.datasets.augment import DRAWS, guide_of
 from extensions_lib.datasets.folders import Subset, read_folder
 from extensions_lib.datasets.items import Facts, Picture, find_pictures
 from extensions_lib.datasets.options import DataOptions, contradictions
@@ -206,7 +206,22 @@ class TrainingData:
             regularisation=torch.tensor(regular) if self._mixed else None,
             sizes=encoded.sizes,
             conditioning=self._encoder.prompts(prompts),
+            control=_guides(chosen, None if self.fixed else draws),
         )
+
+
+def _guides(
+    pictures: Sequence[Picture], draws: Sequence[Sequence[float]] | None
+) -> torch.Tensor | None:
+    """[B, 3, H, W] from −1 to 1: the condition pictures; None unless each picture has one."""
+    found = []
+    for number, picture in enumerate(pictures):
+        guide = guide_of(picture, draws[number] if draws else None)
+        if guide is None:
+            return None
+        found.append(torch.tensor(guide.copy()))
+    pixels = torch.stack(found)
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _planned(picture: Picture, fixed: bool) -> Planned:

@@ -20,6 +20,7 @@ from extensions_lib.prompts.elements import PRESETS as ELEMENTS
 from extensions_lib.ui.cards import preferred_weight
 
 if TYPE_CHECKING:
+    from extensions_lib.hosts.standalone import StandaloneHost
     from extensions_lib.hosts.webui import Session
     from extensions_lib.library import Entry, Library
 
@@ -35,6 +36,7 @@ class Sources:
     hypernetworks: Library
     embeddings: Library
     lllites: Library | None = None
+    aesthetics: Library | None = None
 
 
 def row(name: str, entry: Entry) -> Row:
@@ -53,14 +55,17 @@ def row(name: str, entry: Entry) -> Row:
 
 def completions(sources: Sources) -> dict[str, Any]:
     """All there is to offer, by name. Broken files are left out: nothing can be done with them."""
-    networks, hypernetworks, lllites = sources.networks, sources.hypernetworks, sources.lllites
-    for library in (networks, hypernetworks, sources.embeddings, lllites):
+    tagged = {
+        "lora": sources.networks,
+        "hypernet": sources.hypernetworks,
+        "lllite": sources.lllites,
+        "aesthetic": sources.aesthetics,
+    }
+    for library in (*tagged.values(), sources.embeddings):
         if library is not None:
             library.refresh()
     return {
-        "lora": _rows(networks, networks.tag_name),
-        "hypernet": _rows(hypernetworks, hypernetworks.tag_name),
-        "lllite": [] if lllites is None else _rows(lllites, lllites.tag_name),
+        **{kind: _rows(each, each.tag_name) if each else [] for kind, each in tagged.items()},
         "embedding": _rows(sources.embeddings, _embedding_name),
         "partners": partners(sources.embeddings),
         "presets": dict(PRESETS),
@@ -115,6 +120,11 @@ def add_route(app: Any, sources: Callable[[], Sources]) -> None:
         return Response(answer(sources(), have), media_type="application/json")
 
     app.add_api_route(ROUTE, names, methods=["GET"])
+
+
+def host_sources(host: StandaloneHost) -> Sources:
+    """The libraries of the standalone host."""
+    return Sources(host.library, host.hypernetworks, host.embeddings, host.lllites, host.aesthetics)
 
 
 def webui_sources(

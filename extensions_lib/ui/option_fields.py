@@ -163,6 +163,6 @@ def _shown(each: Option, value: Any) -> Any:
 
 def _given(each: Option, value: Any) -> Any:
     """What stands in a component as the option takes it; an empty field is none."""
-    if each.optional and isinstance(value, str) and not value.strip():
+    if each.optional and (value is None or (isinstance(value, str) and not value.strip())):
         return None
     return "" if value is None and each.type is str else value

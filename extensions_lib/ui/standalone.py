@@ -224,7 +224,7 @@ def build_app(options: Options) -> FastAPI:
     from fastapi import FastAPI
     from fastapi.responses import FileResponse, Response
 
-    from extensions_lib.ui.completions import Sources, add_route
+    from extensions_lib.ui.completions import add_route, host_sources
 
     head = page_head(options.lang)
     host, tagger = new_host(options), tagger_room(options)
@@ -248,7 +248,7 @@ def build_app(options: Options) -> FastAPI:
         return FileResponse(path) if path and path.is_file() else Response(status_code=404)
 
     add_network_routes(app, room)
-    add_route(app, lambda: Sources(host.library, host.hypernetworks, host.embeddings, host.lllites))
+    add_route(app, lambda: host_sources(host))
     add_tagger_routes(app, options, tagger)
     add_training_routes(app, options, training)
     outputs = [str(room.outputs.root.absolute())]

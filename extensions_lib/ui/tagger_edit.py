@@ -32,7 +32,7 @@ class Wire:
 
 def wire(name: str) -> Wire:
     """Builds it, inside a column of the class `crucible-wired` and the elem_id `name`."""
-    box = gr.Textbox(elem_id=f"{name}-wire", elem_classes=["crucible-wire"], label="orders")
+    box = gr.Textbox(elem_id=f"{name}-wire", elem_classes=["crucible-wire"], show_label=False)
     return Wire(box, gr.HTML(elem_id=f"{name}-told", elem_classes=["crucible-wire"]))
 
 

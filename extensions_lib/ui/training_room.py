@@ -61,7 +61,8 @@ class TrainingRoom:
 
     def allowed(self, options: TrainingOptions) -> TrainingOptions:
         """The options with their paths as they are meant. Raises CrucibleError."""
-        told = {name: str(self.path(value)) for name in _PATHS if (value := getattr(options, name))}
+        named = {name: value for name in _PATHS if (value := getattr(options, name))}
+        told: dict[str, Any] = {name: str(self.path(value)) for name, value in named.items()}
         options = replace(options, **told)
         if not self.strangers:
             return options
@@ -74,9 +75,9 @@ class TrainingRoom:
             from extensions_lib.datasets.folders import subsets_of
 
             for subset in subsets_of(options):
-                for named in (subset.folder, subset.metadata_file):
-                    if named is not None:
-                        self.path(str(named))
+                for path in (subset.folder, subset.metadata_file):
+                    if path is not None:
+                        self.path(str(path))
                 if guide := subset.overrides.get("conditioning_data_dir"):
                     self.path(str(guide))
         return options

@@ -191,7 +191,7 @@ def test_pause_go_on_save_and_stop(
     assert ended["state"] == "stopped" and ended["saved"][-1]["final"]
     name = ended["folder"]
     used = post(client, f"runs/{name}/use", {"step": saved["step"]}).json()["network"]
-    assert (service.here().networks() / f"{used}.safetensors").is_file()
+    assert (service.here().folder("network") / f"{used}.safetensors").is_file()
     assert post(client, f"runs/{name}/use", {"step": 99_999}).status_code == 404
     assert post(client, f"runs/{name}/use", {"step": "1"}).status_code == 422
 
@@ -281,7 +281,7 @@ def test_bad_orders_are_refused_with_a_reason(
 def test_a_network_of_the_name_is_not_replaced(
     client: TestClient, service: Service, order: dict[str, Any]
 ) -> None:
-    path = service.here().networks() / f"{order['output_name']}.safetensors"
+    path = service.here().folder("network") / f"{order['output_name']}.safetensors"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"somebody's")
     answer = post(client, "start", order)

@@ -5,7 +5,7 @@ turns, in the same rounds: the forward pass with nothing, with one network merge
 beside the layers, and with one for each sample of the batch; and what a change of weight takes in
 either way, which is what `patching.choice` weighs.
 
-    python tests/benchmarks/bench_side_path.py [--device cuda] [--size PIXELS] [--batch N] [--small]
+    python run.py bench side_path [--device cuda] [--size PIXELS] [--batch N] [--cpu] [--small]
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from extensions_lib.patching import ActiveSet, Course, Wanted, together
-from tests.benchmarks.bench_apply import Clock, Model, Network, build, networks
+from tests.benchmarks.bench_apply import Model, Network, build, networks
+from tests.benchmarks.timing import Clock, load
 
 BESIDE = Course(changes=10**9, forwards=1)
 
@@ -69,8 +70,8 @@ def done(tensor: Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def measured(bench: Bench, rounds: int) -> Clock:
-    clock = Clock()
+def measured(bench: Bench, rounds: int, *, cpu: bool) -> Clock:
+    clock = Clock(cpu=cpu)
     kept: Callable[[str, Callable[[], object]], object] = clock
     for turn in range(rounds + 1):
         if turn == 1:
@@ -99,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--cpu", action="store_true", help="CPU seconds; for a busy machine")
     parser.add_argument("--small", action="store_true", help="a few narrow blocks: a smoke test")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
@@ -113,9 +115,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         model.text.to(options.device, dtype)
     started = time.perf_counter()
     bench = Bench(model, nets, size, options.batch)
-    clock = measured(bench, options.rounds)
+    clock = measured(bench, options.rounds, cpu=options.cpu)
     print(f"torch {torch.__version__}, {options.device}, {dtype}, {options.threads} threads")
     print(f"{len(model.layers)} layers, rank {options.rank}, {options.batch} x {size} x {size},")
+    print(f"{load()},")
     print(f"medians of {options.rounds} rounds in {time.perf_counter() - started:.0f} s\n")
     for name in bench.states:
         ms = 1e3 * median(clock.times[name])

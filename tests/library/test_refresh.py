@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -186,3 +187,15 @@ def test_headers_are_equal_by_their_tensors(tmp_path: Path) -> None:
         texts.append(read_header_text(path))
     assert texts[0] == texts[1] != texts[2]
     assert json.loads(texts[0].tensors).keys() == lora().keys()
+
+
+def test_the_search_for_garbage_goes_on_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(index, "_name", lambda _: seen.append(gc.isenabled()) or 1 / 0)
+    assert gc.isenabled()
+    write_safetensors(tmp_path / "a.safetensors", lora())
+    with pytest.raises(ZeroDivisionError):
+        library(tmp_path)
+    assert seen == [False] and gc.isenabled()

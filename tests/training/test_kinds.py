@@ -69,3 +69,28 @@ def test_lllite_is_for_sdxl_and_says_so(tmp_path: Path) -> None:
     run.join(100)
     assert run.status().state == "failed" and "is for SDXL" in run.status().message
     host.close()
+
+
+def test_lllite_learns_from_condition_pictures(tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "models" / "Stable-diffusion" / "SDXL.safetensors", "SDXL")
+    host = StandaloneHost("SDXL", tmp_path, threads=1)
+    runs = Runs(StandalonePlace(host), tmp_path / "outputs")
+    pictures = drawn_set(tmp_path / "set")
+    guides = drawn_set(tmp_path / "guides", folder="guides")
+    options = replace(
+        runner.options(pictures, 2),
+        train="lllite",
+        conditioning_data_dir=str(guides / "guides"),
+        cond_emb_dim=4,
+        mlp_dim=4,
+    )
+    run = runs.start(options)
+    run.join(200)
+    assert run.status().state == "done", run.status()
+    assert not run.record.entries("sample")
+    assert run.outputs.final.is_file()
+    assert host.lllites.find(options.output_name) is not None
+    bare = runs.start(replace(options, conditioning_data_dir=None, output_name="bare"))
+    bare.join(200)
+    assert bare.status().state == "failed" and "condition" in bare.status().message
+    host.close()

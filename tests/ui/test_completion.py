@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from extensions_lib.files.safe import write_safetensors
-from extensions_lib.library import EMBEDDINGS, HYPERNETWORKS, Library
+from extensions_lib.library import AESTHETICS, EMBEDDINGS, HYPERNETWORKS, Library
 from extensions_lib.prompts.blocks import LISTS, PRESETS
 from extensions_lib.ui.completions import ROUTE, Sources, add_route, webui_sources
 from tests.hosts.conftest import tiny_lora
@@ -37,6 +37,13 @@ def embedding(path: Path) -> None:
 # --- what the server tells ----------------------------------------------------------------------
 
 
+def aesthetic(path: Path) -> Path:
+    """A file of one vector of CLIP's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(torch.ones(1, 768), path)
+    return path
+
+
 @pytest.fixture
 def sources(tmp_path: Path) -> Sources:
     tiny_lora(tmp_path / "Lora" / "sub" / "star.safetensors", 1)
@@ -46,10 +53,12 @@ def sources(tmp_path: Path) -> Sources:
     (tmp_path / "Lora" / "odd.json").write_text("[1]")
     (tmp_path / "Lora" / "broken.safetensors").write_text("no network")
     embedding(tmp_path / "emb" / "bad-hands.safetensors")
+    aesthetic(tmp_path / "aes" / "sunsets.pt")
     return Sources(
         Library([tmp_path / "Lora"]),
         Library([tmp_path / "none"], shelf=HYPERNETWORKS),
         Library([tmp_path / "emb"], shelf=EMBEDDINGS),
+        aesthetics=Library([tmp_path / "aes"], shelf=AESTHETICS),
     )
 
 
@@ -61,6 +70,7 @@ def test_the_route_tells_names_and_what_goes_with_them(sources: Sources, tmp_pat
     rows = [(name, weight, words) for name, _, _, _, weight, words in told["lora"]]
     assert rows == [("odd", 1, ""), ("star", 0.6, "a \ud83d star")]
     assert told["embedding"][0][0] == "bad-hands"
+    assert [row[0] for row in told["aesthetic"]] == ["sunsets"] and told["lllite"] == []
     assert told["presets"] == dict(PRESETS)
     assert told["lists"] == {str(size): list(names) for size, names in LISTS.items()}
     assert client.get(ROUTE, params={"have": told["stamp"]}).json() == {"same": True}
@@ -99,7 +109,7 @@ def test_every_explanation_is_translated() -> None:
     texts = json.loads((ROOT / "localizations" / "zh_CN.json").read_text(encoding="utf-8"))
     script = (ROOT / "javascript" / "completion.js").read_text(encoding="utf-8")
     notes = re.findall(r'\["[a-z]+=?", "([^" ]+ [^"]+)"\]', script)
-    assert len(notes) == 18
+    assert len(notes) == 22
     assert [note for note in notes if note not in texts] == []
 
 
@@ -238,6 +248,28 @@ def test_arguments_and_presets(visit: Visit) -> None:
     visit.page.keyboard.type("x>")
     await_offers(visit, [])
     assert visit.prompt_text() == "<lora:ink:0.7:hr=0.5:lbw=OUTS:lbwe=PROJDEEPOFF:hx>"
+
+
+@browser
+def test_aesthetic_gradients_have_arguments_of_their_own(visit: Visit, data: Path) -> None:
+    path = aesthetic(data / "models" / "aesthetic_embeddings" / "sunsets.pt")
+    try:
+        visit.prompt("")
+        type_into(visit, "<aes")
+        await_offers(visit, ["aesthetic"])
+        visit.page.keyboard.press("Enter")
+        await_offers(visit, ["sunsets"])
+        visit.page.keyboard.press("Enter")
+        assert visit.prompt_text() == "<aesthetic:sunsets:0.9>"
+        visit.page.keyboard.press("ArrowLeft")
+        visit.page.keyboard.type(":")
+        await_offers(visit, ["steps=", "rate=", "slerp="])
+        visit.page.keyboard.press("Enter")
+        visit.page.keyboard.type("7:l")
+        await_offers(visit, [])  # block weights mean nothing here
+        assert visit.prompt_text() == "<aesthetic:sunsets:0.9:steps=7:l>"
+    finally:
+        path.unlink()
 
 
 @browser

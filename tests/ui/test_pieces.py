@@ -8,13 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from extensions_lib.datasets.prepare import Preparation
 from extensions_lib.hosts.base import Progress
+from extensions_lib.options import options_of
+from extensions_lib.tagging.pool import Models
+from extensions_lib.tagging.run import Run
+from extensions_lib.tagging.selection import Selection
+from extensions_lib.tagging.writer import Output
 from extensions_lib.ui import pieces
 from extensions_lib.ui.cards import Card, card_html, cards_html, folders_html, preferred_weight
 from extensions_lib.ui.pictures import OutputFolder, numbered
 
 EVIL = '<script>alert("1")</script>'
 ROOT = Path(__file__).resolve().parents[2]
+FORMS = (Selection, Models, Run, Output, Preparation)  # options that a tab shows
 
 
 @pytest.mark.parametrize(
@@ -118,14 +125,18 @@ def test_translation_covers_the_labels_of_the_page() -> None:
     assert len(found) > 15
     html = r'(?:_section\(|\()\s*"([A-Z][a-z ]+)",\s*_|aria-label="([\w ]+)"|<option[^>]*>(\w+)<'
     found += [text for groups in re.findall(html, source) for text in groups if text]
-    options = [each for kind in FORMS for each in options_of(kind)]
-    shown = [text for each in options for text in (each.group, each.label, each.help) if text]
-    found += [text for text in shown if text not in LEFT_OUT]
+    found = [text for text in found if re.search("[A-Za-z]", text) and "{" not in text]
     assert [label for label in found if label not in texts] == []
-    source += " ".join([*shown, *(str(one) for each in options for one in each.choices)])
+    for each in (option for kind in FORMS for option in options_of(kind)):
+        unit = f"{each.label} ({each.unit})"
+        source += "\n".join(map(str, (each.group, each.label, unit, each.help, *each.choices)))
     source += "".join(
         path.read_text(encoding="utf-8") for path in (ROOT / "javascript").glob("*.js")
     )
+    source = re.sub(r'"\s*\n\s*f?"', "", source).replace('\\"', '"')
+    words = set(re.findall("[A-Za-z]+", source))
     # A text with numbers is put together: "Tag {n} pictures".
-    parts = {text: [part.strip() for part in text.split("{n}")] for text in texts}
-    assert [text for text in texts if not all(part in source for part in parts[text])] == []
+    counted = [text for text in texts if "{n}" in text]
+    assert [text for text in texts if text not in source and text not in counted] == []
+    for text in counted:
+        assert set(re.findall("[A-Za-z]+", text.replace("{n}", ""))) <= words, text

@@ -1,0 +1,189 @@
+"""Training in a real WebUI, by REST and by its tab: between pictures, leaving no trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import urllib.error
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from extensions_lib.demo.lesson_set import LessonSet, draw_lesson
+from tests.ui.conftest import FLAGS
+from tests.webui.conftest import HOST, PATIENCE, PROMPT, SIZE, WebUI
+from tests.webui.ways import Runs, options, picture, running
+
+pytestmark = [pytest.mark.webui, pytest.mark.slow, pytest.mark.browser]
+
+ROUTE = "/crucible/training"
+STEPS = 30
+
+
+@pytest.fixture(scope="module")
+def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    with running(data, tmp_path_factory.mktemp("training") / "data") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def lesson(tmp_path_factory: pytest.TempPathFactory) -> LessonSet:
+    return draw_lesson(tmp_path_factory.mktemp("lesson"), pictures=6, known=6)
+
+
+def order(lesson: LessonSet, name: str, **other: Any) -> dict[str, Any]:
+    side = SIZE[HOST]
+    return {
+        "train_data_dir": str(lesson.train),
+        "output_name": name,
+        "network_dim": 4,
+        "learning_rate": 0.005,
+        "max_train_steps": STEPS,
+        "resolution": str(side),
+        "enable_bucket": False,
+        "max_token_length": 75,
+        "sample_prompts": [f"a red heart --s 2 --w {side} --h {side}"],
+        "sample_every_n_steps": 1000,
+        "validate_every_n_steps": 1000,
+        "max_validation_steps": 1,
+        **other,
+    }
+
+
+def until(webui: WebUI, reached: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        status = webui.call(f"{ROUTE}/status")
+        if reached(status):
+            return dict(status)
+        assert status["state"] != "failed", status["message"]
+        time.sleep(0.2)
+    raise AssertionError(status)
+
+
+def refused(webui: WebUI, path: str, told: Any) -> str:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        webui.call(f"{ROUTE}/{path}", told)
+    assert caught.value.code == 409
+    return str(json.loads(caught.value.read())["detail"])
+
+
+def over(status: dict[str, Any]) -> bool:
+    return not status["busy"]
+
+
+def test_thirty_steps_by_rest_between_pictures(runs: Runs, lesson: LessonSet) -> None:
+    webui = runs()
+    before = picture(webui, PROMPT)
+    webui.call(f"{ROUTE}/start", order(lesson, "by_rest"))
+    until(webui, lambda told: told["step"] >= 1)
+    assert "by_rest" in refused(webui, "start", order(lesson, "second"))
+    during = picture(webui, PROMPT)
+    live = picture(webui, f"{PROMPT} <lora:by_rest:1>")
+    still = webui.call(f"{ROUTE}/status")["busy"]
+    assert np.array_equal(during, before)
+    assert still and not np.array_equal(live, before)
+    done = until(webui, over)
+    assert (done["state"], done["step"]) == ("done", STEPS), done["message"]
+    assert [each["step"] for each in done["samples"]] == [0, STEPS]
+    assert np.array_equal(picture(webui, PROMPT), before)
+    after = picture(webui, f"{PROMPT} <lora:by_rest:1>")
+    assert not np.array_equal(after, before) and "by_rest" in webui.infotext()
+    assert "no network named 'by_rest'" not in webui.said()
+    assert "by_rest" in {each["name"] for each in webui.call("/sdapi/v1/loras")}
+    assert "is free" in refused(webui, "start", order(lesson, "by_rest"))
+
+
+def test_another_checkpoint_ends_the_run_with_what_it_has(runs: Runs, lesson: LessonSet) -> None:
+    webui = runs()
+    before = picture(webui, PROMPT)
+    options(webui, sd_model_checkpoint="other.safetensors")
+    elsewhere = picture(webui, PROMPT)
+    options(webui, sd_model_checkpoint="demo.safetensors")
+    webui.call(f"{ROUTE}/start", order(lesson, "switched", max_train_steps=100_000))
+    until(webui, lambda told: told["step"] >= 2)
+    options(webui, sd_model_checkpoint="other.safetensors")
+    assert np.array_equal(picture(webui, PROMPT), elsewhere)
+    deadline = time.monotonic() + PATIENCE
+    while webui.call(f"{ROUTE}/status")["busy"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    ended = webui.call(f"{ROUTE}/status")
+    assert ended["state"] == "failed" and "another checkpoint" in ended["message"]
+    assert ended["saved"][-1]["step"] == ended["step"] >= 2
+    assert np.array_equal(picture(webui, PROMPT), elsewhere)
+    options(webui, sd_model_checkpoint="demo.safetensors")
+    webui.call(f"{ROUTE}/runs/switched/resume", {})
+    until(webui, lambda told: told["step"] > ended["step"])
+    webui.call(f"{ROUTE}/stop", {})
+    assert until(webui, over)["state"] == "stopped"
+    assert np.array_equal(picture(webui, PROMPT), before)
+
+
+@pytest.fixture
+def page(chromium_path: str, runs: Runs) -> Iterator[Any]:
+    """The page of the WebUI in a browser."""
+    from playwright.sync_api import sync_playwright
+
+    webui = runs()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium_path, args=FLAGS)
+        made = browser.new_page(viewport={"width": 1400, "height": 1200})
+        made.set_default_timeout(PATIENCE * 1000)
+        errors: list[str] = []
+        made.on(
+            "pageerror",
+            lambda error: "/assets/" in (error.stack or "") or errors.append(str(error)),
+        )
+        made.goto(webui.address)
+        yield made
+        browser.close()
+        assert errors == []
+
+
+def to_training(page: Any) -> None:
+    page.wait_for_function("() => window.opts?.extra_networks_add_text_separator !== undefined")
+    page.locator("#tabs > .tab-nav button", has_text="Training").click()
+    page.locator("#crucible-training-go").wait_for()
+
+
+def shot(page: Any, name: str) -> None:
+    if folder := os.environ.get("CRUCIBLE_SHOTS"):
+        page.screenshot(path=str(Path(folder) / f"{HOST}-{name}.png"), full_page=True)
+
+
+def test_thirty_steps_by_the_tab(runs: Runs, page: Any, lesson: LessonSet) -> None:
+    from extensions_lib.training.toml_text import toml_text
+
+    webui = runs()
+    before = picture(webui, PROMPT)
+    to_training(page)
+    page.locator("#crucible-training-as-toml .label-wrap").click()
+    page.locator("#crucible-training-toml textarea").fill(toml_text(order(lesson, "by_tab")))
+    page.locator("#crucible-training-load").click()
+    page.wait_for_function(
+        "() => document.querySelector('#crucible-training-output-name :is(input, textarea)')"
+        ".value === 'by_tab'"
+    )
+    go = page.locator("#crucible-training-go")
+    page.wait_for_function(
+        f"() => document.getElementById('crucible-training-go').textContent.includes('{STEPS}')"
+    )
+    page.locator("#crucible-training-check").click()
+    page.locator("#crucible-training-found .crucible-training-sum", has_text="about").wait_for()
+    shot(page, "checked")
+    go.click()
+    page.locator(".crucible-training-now .crucible-progress").wait_for()
+    page.reload()
+    to_training(page)
+    page.locator(".crucible-training-now .crucible-progress").wait_for()
+    page.locator(".crucible-training-now[data-state=done]").wait_for()
+    assert page.locator(".crucible-chart path.raw").count() == 1
+    page.locator(".crucible-training-samples td img").nth(1).wait_for()
+    shot(page, "done")
+    assert np.array_equal(picture(webui, PROMPT), before)
+    assert not np.array_equal(picture(webui, f"{PROMPT} <lora:by_tab:1>"), before)
