@@ -15,6 +15,8 @@
     // Read before gradio builds the page: its fields report their first values as changes, which
     // must not take the place of what is kept. So the last values are kept once those have settled.
     const SETTLED = 500; // ms
+    let settled = false;
+    let latest = null;
     function recall(key) {
         try {
             return JSON.parse(localStorage.getItem(key));
@@ -31,24 +33,19 @@
         }
     }
 
-    const FORMS = {"": KEY, tagger: `${KEY}-tagger`};
-    const forms = Object.fromEntries(Object.entries(FORMS).map(
-        ([form, key]) => [form, {key, kept: recall(key), settled: false, latest: null}]));
+    const kept = recall(KEY);
 
     window.crucible = {
-        remember(values, name = "") {
-            const form = forms[name];
-            form.latest = values;
-            if (form.settled) keep(form.key, values);
+        remember(values) {
+            latest = values;
+            if (settled) keep(KEY, values);
             return [];
         },
-        restore(values, name = "") {
-            const form = forms[name];
+        restore(values) {
             setTimeout(() => {
-                form.settled = true;
-                if (form.latest) keep(form.key, form.latest);
+                settled = true;
+                if (latest) keep(KEY, latest);
             }, SETTLED);
-            const {kept} = form;
             return Array.isArray(kept) && kept.length === values.length ? kept : values;
         },
     };
@@ -293,12 +290,15 @@
 
     // --- keys ---------------------------------------------------------------------------------
 
+    // The main buttons, of which one is in sight.
+    const MAIN = "#crucible-go, #crucible-one, #crucible-tagger-go, #crucible-prepare-go";
+
     document.addEventListener("keydown", (event) => {
         if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
             event.preventDefault();
             // A value typed just now is told to the page before the button is pressed.
             document.activeElement?.blur?.();
-            const buttons = [...document.querySelectorAll("#crucible-go, #crucible-tagger-go, #crucible-one, #crucible-prepare-go")];
+            const buttons = [...document.querySelectorAll(MAIN)];
             const seen = buttons.find((button) => button.offsetParent !== null);
             setTimeout(() => seen?.click(), 50);
         } else if (event.key === "Escape" && event.target.id === "crucible-search") {

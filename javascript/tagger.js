@@ -3,7 +3,6 @@
 // values over a reload; captions are sent to the prompt.
 (() => {
     "use strict";
-    const KEY = "crucible-tagger";
     const PATIENCE = 30000; // ms for an answer, after which the next order is sent all the same
     const tab = () => document.getElementById("crucible-tagger");
 
@@ -111,79 +110,12 @@
     document.addEventListener("input", changed);
     document.addEventListener("change", changed);
 
-    // --- values that survive a reload -----------------------------------------------------------
-
-    const SETTLED = 800; // ms in which the fields report their first values as changes
-    const form = {names: null, defaults: null, settled: false, latest: null, reset: null};
-
-    function recall() {
-        try {
-            return JSON.parse(localStorage.getItem(KEY)) ?? {};
-        } catch (unreadable) {
-            return {};
-        }
-    }
-    const kept = recall();
-
-    function keep() {
-        if (!form.latest || !form.names) return;
-        form.names.forEach((name, place) => { kept[name] = form.latest[place]; });
-        try {
-            localStorage.setItem(KEY, JSON.stringify(kept));
-        } catch (refused) {
-            console.info("Crucible: this browser keeps no values between visits.", refused);
-        }
-    }
-
-    const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
-
-    function mark(values) {
-        form.names.forEach((name, place) => {
-            const field = document.getElementById(name);
-            if (!field?.classList.contains("crucible-option")) return;
-            const moved = !same(values[place], form.defaults[place]);
-            field.classList.toggle("crucible-moved", moved);
-            const button = field.querySelector(":scope > .crucible-reset");
-            if (moved === Boolean(button)) return;
-            if (!moved) return void button.remove();
-            const made = document.createElement("button");
-            Object.assign(made, {
-                className: "crucible-reset", type: "button", textContent: "↺", title: "Reset"});
-            made.onclick = () => {
-                form.reset = name;
-                document.getElementById("crucible-tagger-reset").click();
-            };
-            field.append(made);
-        });
-    }
+    // --- the tab's fields and the prompt --------------------------------------------------------
 
     window.crucibleTagger = {
-        // What the fields begin with: what this browser kept, else `values` as the page has them.
-        restore(values, names) {
-            form.names = names;
-            form.defaults = values;
-            setTimeout(() => {
-                form.settled = true;
-                if (form.latest) keep();
-            }, SETTLED);
-            const found = names.map((name, i) => (Object.hasOwn(kept, name) ? kept[name] : values[i]));
-            setTimeout(mark, SETTLED, found);
-            return found;
-        },
-
-        remember(values) {
-            form.latest = values;
-            if (!form.names) return [];
-            mark(values);
-            if (form.settled) keep();
-            return [];
-        },
-
-        // The values again, one of them as it was at first.
-        reset(values) {
-            const place = form.names.indexOf(form.reset);
-            return values.map((value, i) => (i === place ? form.defaults[i] : value));
-        },
+        ...window.crucibleForm("crucible-tagger"),
+        tell,
+        wireOf,
 
         // Puts a caption into the prompt: of txt2img, on the standalone page of the Generate tab.
         toPrompt(text) {
@@ -211,7 +143,7 @@
 
     // A number typed beside a slider counts like one that was dragged to.
     document.addEventListener("change", ({target}) => {
-        if (target.type === "number" && target.closest("#crucible-tagger .gradio-slider, #crucible-tagger .crucible-option")) {
+        if (target.type === "number" && target.closest("#crucible-tagger .crucible-option")) {
             target.dispatchEvent(new PointerEvent("pointerup", {bubbles: true}));
         }
     });
@@ -238,9 +170,4 @@
         dragged = null;
         range?.dispatchEvent(new PointerEvent("pointerup", {bubbles: true}));
     });
-
-    // For the scripts of the tab's parts.
-    window.crucibleTagger.tell = tell;
-    window.crucibleTagger.wireOf = wireOf;
-    window.crucibleTagger.filled = filled;
 })();

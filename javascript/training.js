@@ -261,8 +261,9 @@
         }}, "Use this one");
 
     function enlarge(first) {
+        // each answer of the server brings them anew
         const row = now.samples.filter(({number}) => number === first.number);
-        let place = row.indexOf(first);
+        let place = row.findIndex(({step}) => step === first.step);
         const image = el("img", {alt: ""}), caption = el("p");
         const box = el("dialog", {class: "crucible-training-large", onclick: () => box.close(),
             onclose: () => box.remove(),

@@ -113,7 +113,7 @@
         const clip = `crucible-clip-${place.dataset.chart ?? 0}`;
         svg.append(node("clipPath", {id: clip}, node("rect", {
             x: LEFT - 4, y: TOP - 4, width: right - LEFT + 8, height: bottom - TOP + 8})));
-        for (const at of ticks(least, most, 4)) {
+        for (const at of ticks(least, most, 6)) {
             svg.append(node("line", {class: "grid", x1: LEFT, x2: right, y1: y(at), y2: y(at)}),
                 node("text", {x: LEFT - 6, y: y(at) + 4, "text-anchor": "end"}, short(at)));
         }
@@ -122,7 +122,7 @@
             svg.append(node("text", {x: x(at), y: HEIGHT - 6, "text-anchor": "middle"}, String(at)));
         }
         if (rates.length) {
-            for (const at of ticks(0, top, 3)) {
+            for (const at of ticks(0, top, 4)) {
                 svg.append(node("text", {class: "rate", x: right + 6, y: z(at) + 4}, short(at)));
             }
         }

@@ -260,12 +260,14 @@ def _text(value: object) -> str | None:
 # --- writing ----------------------------------------------------------------------------------
 
 
-def write_embedding(path: str | os.PathLike[str], embedding: Embedding) -> None:
+def write_embedding(
+    path: str | os.PathLike[str], embedding: Embedding, *, fresh: bool = False
+) -> None:
     """Writes an embedding, atomically, so that the WebUIs, ComfyUI and diffusers read it.
 
     `.safetensors`: `emb_params`, or `clip_l` and `clip_g`, with how it was trained as metadata.
     `.pt`: the WebUI's own dict; the WebUI reads nothing but the vectors of a pair.
-    Raises FileProblem.
+    `fresh` as in `atomic_write`. Raises FileProblem.
     """
     path = Path(path)
     stated = {
@@ -275,15 +277,16 @@ def write_embedding(path: str | os.PathLike[str], embedding: Embedding) -> None:
     }
     parts = {part: tensor.detach().cpu().contiguous() for part, tensor in embedding.parts.items()}
     if path.suffix.lower() in PICKLE_SUFFIXES:
-        _write_pickle(path, embedding.name, parts, stated)
+        _write_pickle(path, embedding.name, parts, stated, fresh)
         return
     told = {key: str(value) for key, value in stated.items() if value is not None}
     tensors = {part or "emb_params": tensor for part, tensor in parts.items()}
-    write_safetensors(path, tensors, {**embedding.notes, **told, "name": embedding.name})
+    metadata = {**embedding.notes, **told, "name": embedding.name}
+    write_safetensors(path, tensors, metadata, fresh=fresh)
 
 
 def _write_pickle(
-    path: Path, name: str, parts: Mapping[str, Tensor], stated: Mapping[str, Any]
+    path: Path, name: str, parts: Mapping[str, Tensor], stated: Mapping[str, Any], fresh: bool
 ) -> None:
     import torch
 
@@ -295,6 +298,6 @@ def _write_pickle(
             "name": name,
             **stated,
         }
-    with atomic_write(path) as temporary:
+    with atomic_write(path, fresh=fresh) as temporary:
         # the older form is the one that AUTOMATIC1111's own unpickler knows
         torch.save(data, temporary, _use_new_zipfile_serialization=False)

@@ -239,13 +239,14 @@ def write_network(
     *,
     dtype: torch.dtype | None = None,
     family: Family | None = None,
+    fresh: bool = False,
 ) -> None:
     """Writes a network as kohya's tools do, so that any WebUI reads it. Atomic.
 
     metadata: texts; `sshs_model_hash`, `sshs_legacy_hash` and the basic `modelspec.*` are added
     (a given `modelspec.*` stays). dtype: of the floating-point tensors, alpha excepted; None keeps
     each as it is. family: decides the spelling of the layers; None: told from the shapes.
-    Raises FileProblem.
+    `fresh` as in `atomic_write`. Raises FileProblem.
     """
     if not adapters:
         raise FileProblem(f"{path}: there is no layer to write")
@@ -262,7 +263,7 @@ def write_network(
         for layer, tensors in parts.items()
         for part, tensor in tensors.items()
     }
-    write_named(path, tensors, metadata, family)
+    write_named(path, tensors, metadata, family, fresh=fresh)
 
 
 def write_named(
@@ -270,6 +271,8 @@ def write_named(
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str] | None = None,
     family: Family | None = None,
+    *,
+    fresh: bool = False,
 ) -> None:
     """As `write_network`, of tensors that have their names already. Raises FileProblem."""
     given = dict(metadata or {})
@@ -278,7 +281,7 @@ def write_named(
     model_hash, legacy = network_hashes(serialised(tensors, training, str(path)))
     basics = _modelspec(Path(path), given, family)
     stamped = {**basics, **given, "sshs_model_hash": model_hash, "sshs_legacy_hash": legacy}
-    write_safetensors(path, tensors, stamped)
+    write_safetensors(path, tensors, stamped, fresh=fresh)
 
 
 def flat_name(layer: str, family: Family | None) -> str:

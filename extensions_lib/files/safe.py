@@ -134,15 +134,17 @@ def write_safetensors(
     path: str | os.PathLike[str],
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str] | None = None,
+    *,
+    fresh: bool = False,
 ) -> None:
     """Writes tensors and metadata as one safetensors file, atomically, a tensor at a time.
 
-    The bytes are those the safetensors library would write. Raises FileProblem (metadata that is
+    The bytes are those the safetensors library would write. `fresh` as in `atomic_write`. Raises FileProblem (metadata that is
     not text, a dtype the format lacks, a full disk).
     """
     chunks = serialised(tensors, metadata or {}, str(path))
     first = next(chunks)  # so that a bad dtype or metadata is found before anything is written
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+    with atomic_write(path, fresh=fresh) as temporary, open(temporary, "wb") as file:
         for chunk in itertools.chain((first,), chunks):
             file.write(chunk)
 

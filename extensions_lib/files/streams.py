@@ -91,16 +91,19 @@ def write_stream(
     plan: Plan,
     make: Callable[[str], Tensor],
     metadata: Mapping[str, str] | None = None,
+    *,
+    fresh: bool = False,
 ) -> None:
     """Writes a safetensors file, atomically, asking `make` for one tensor after the other.
 
     `make` is asked in the file's own order and gives what the plan says; whatever it raises leaves
-    nothing behind. Raises FileProblem: also where the disk has no room for the whole.
+    nothing behind. `fresh` as in `atomic_write`. Raises FileProblem: also where the disk has no
+    room for the whole.
     """
     path = Path(path)
     head, order = header_bytes(plan, metadata or {}, str(path))
     _check_room(path, len(head) + sum(_size(*plan[name]) for name in order))
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+    with atomic_write(path, fresh=fresh) as temporary, open(temporary, "wb") as file:
         file.write(head)
         for name in order:
             tensor = make(name)

@@ -122,12 +122,16 @@ class _Beside:
         x, up, down = x.to(dtype), up.to(dtype), down.to(dtype)
         scale *= used.multiplier
         if isinstance(self._module, nn.Conv2d):
-            thin = self._module._conv_forward(x, down.view(-1, *self._shape[1:]), None)
-            change = functional.conv2d(_dropped(thin, 1, used), up[:, :, None, None])
-        else:
-            thin = _dropped(functional.linear(x, down), -1, used)
-            change = functional.linear(thin, up)
-        return y + (scale * change).to(y.dtype)
+            thin = _dropped(self._thin_of_convolution(self._module, x, down), 1, used)
+            return _added(y.flatten(2), up.expand(len(y), -1, -1), thin, scale).view_as(y)
+        thin = _dropped(functional.linear(x, down), -1, used)
+        return _added(y.flatten(0, -2), thin.flatten(0, -2), up.t(), scale).view_as(y)
+
+    def _thin_of_convolution(self, module: nn.Conv2d, x: Tensor, down: Tensor) -> Tensor:
+        """[B, ranks, places]: down over the picture."""
+        if self._shape[2:] == (1, 1) and module.stride == (1, 1):
+            return torch.matmul(down, x.flatten(2))
+        return module._conv_forward(x, down.view(-1, *self._shape[1:]), None).flatten(2)
 
     def _factors(self, used: InTraining) -> tuple[Tensor, Tensor, float]:
         factors = self._adapter.low_rank(self._shape)
@@ -194,6 +198,14 @@ class _Weight:
                 changed = (own + self._set.multiplier * change).to(whole.dtype)
                 whole = torch.cat([whole[:start], changed, whole[stop:]])
         return whole
+
+
+def _added(y: Tensor, one: Tensor, other: Tensor, scale: float) -> Tensor:
+    """y + scale · one · other; in one operation, forward and backward, where the dtypes allow it."""
+    if y.dtype != one.dtype:
+        return y + (scale * torch.matmul(one, other)).to(y.dtype)
+    product = torch.addmm if y.dim() == 2 else torch.baddbmm
+    return product(y, one, other, alpha=scale)
 
 
 def _place(model: Model, canonical: str, adapter: Adapter) -> Place:

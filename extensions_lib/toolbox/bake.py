@@ -105,7 +105,8 @@ def bake(
         plan = _plan(base, how, vae, order, result)
         maker = _Maker(base, mix, stacks, vae, plan, result)
         result.tensors = len(plan)
-        write_stream(path, plan, watch.counting(maker, len(plan)), _metadata(base, networks, how))
+        metadata = _metadata(base, networks, how)
+        write_stream(path, plan, watch.counting(maker, len(plan)), metadata, fresh=True)
     copy_config(checkpoint, result)
     return result
 

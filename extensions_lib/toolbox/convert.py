@@ -178,7 +178,7 @@ def _file(
 
         counted = watch.counting(make, len(plan))
         if result.path.suffix.lower() == ".safetensors":
-            write_stream(result.path, plan, counted, metadata)
+            write_stream(result.path, plan, counted, metadata, fresh=True)
         else:
             write_pickle(result.path, {name: counted(name) for name in plan}, metadata)
     if sort == CHECKPOINT:
@@ -218,12 +218,15 @@ def _useful(keys: CheckpointKeys, how: Converting, result: Converted) -> dict[st
 
 
 def write_pickle(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes tensors as PyTorch does, metadata beside them. Atomic. Raises FileProblem."""
+    """Writes tensors as PyTorch does, metadata beside them. Atomic; nothing is replaced.
+
+    Raises FileProblem.
+    """
     import torch
 
     # a tensor that is part of a larger one would take all of that along
     own = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-    with atomic_write(path) as temporary:
+    with atomic_write(path, fresh=True) as temporary:
         torch.save({"state_dict": own, "metadata": dict(metadata)}, temporary)
 
 
@@ -266,7 +269,7 @@ def _network(path: Path, how: Converting, order: Output, watch: Watch, result: C
         if not key.startswith("sshs_") and key != "lora_adapter_metadata"
     }
     if result.path.suffix.lower() == ".safetensors":
-        write_named(result.path, tensors, {**kept, **more}, network.family)
+        write_named(result.path, tensors, {**kept, **more}, network.family, fresh=True)
     else:
         write_pickle(result.path, tensors, {**kept, **more})
 
@@ -287,7 +290,7 @@ def _embedding(path: Path, order: Output, result: Converted) -> None:
         part: cast(vectors, dtype, part or "the vectors").to(torch_dtype(dtype))
         for part, vectors in embedding.parts.items()
     }
-    write_embedding(result.path, replace(embedding, parts=parts))
+    write_embedding(result.path, replace(embedding, parts=parts), fresh=True)
 
 
 def _one_dtype(tensors: Mapping[str, Any]) -> str:
@@ -324,13 +327,13 @@ def _hypernetwork(path: Path, order: Output, result: Converted) -> None:
     }
     if result.path.suffix.lower() == ".safetensors":
         result.notes.append("no WebUI loads a hypernetwork of this format; convert it back for use")
-        write_safetensors(result.path, cased, {_FIELDS: json.dumps(fields)})
+        write_safetensors(result.path, cased, {_FIELDS: json.dumps(fields)}, fresh=True)
         return
     pairs: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
     for name, tensor in cased.items():
         width, which, key = name.split(".", 2)
         pairs.setdefault(int(width), ({}, {}))[int(which)][key] = tensor.clone()
-    with atomic_write(result.path) as temporary:
+    with atomic_write(result.path, fresh=True) as temporary:
         torch.save(dict([*pairs.items(), *fields.items()]), temporary)
 
 

@@ -112,7 +112,7 @@ def extract(
     }
     # "same" as the checkpoints means little: their difference is worked out in fp32.
     dtype = torch_precision("fp16" if order.precision == SAME else order.precision)
-    write_network(result.path, made, metadata, dtype=dtype, family=family)
+    write_network(result.path, made, metadata, dtype=dtype, family=family, fresh=True)
     return result
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from extensions_lib.atomic import reason
+from extensions_lib.atomic import held, reason, temporary_name
 from extensions_lib.errors import FileProblem
 from extensions_lib.models.built import (
     IMAGE_SIZE,
@@ -141,7 +140,8 @@ def write_checkpoint(
             made = put_together(whole[key], [read(part) for part in whole[key]], shapes[key])
             return cast(made, plan[key][0], key)
 
-        write_stream(target, plan, watch.counting(make, len(plan)), {"format": "pt"})
+        counted = watch.counting(make, len(plan))
+        write_stream(target, plan, counted, {"format": "pt"}, fresh=True)
 
 
 def _never_runs(part: Part, structure: Structure) -> bool:
@@ -167,10 +167,11 @@ def _prediction(keys: CheckpointKeys, asked: str | None) -> str:
 @contextmanager
 def _whole_folder(target: Path) -> Iterator[Path]:
     """A folder under a temporary name, which gets its own when the block ends well."""
-    temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
+    temporary = temporary_name(target)
     try:
         temporary.mkdir(parents=True)
-        yield temporary
+        with held(temporary):
+            yield temporary
         os.rename(temporary, target)
     except OSError as error:
         raise FileProblem(f"{target}: cannot be written ({reason(error)})") from error

@@ -69,10 +69,12 @@ def inspect(
         report.tensors = len(header.tensors)
         report.dtypes = dict(Counter(info.dtype for info in header.tensors.values()))
         report.sort = sorts.sort_of_shapes(header.shapes)
-        _TELLERS.get(report.sort, _unknown)(report, header.shapes)
         report.page = page_of(report.metadata)
-        if checkpoint is not None and report.sort == sorts.NETWORK:
-            _hold_against(report, header.shapes, checkpoint)
+        if report.sort == sorts.NETWORK:
+            against = None if checkpoint is None else checkpoint_keys(checkpoint).structure
+            _network(report, header.shapes, against)
+        else:
+            _TELLERS.get(report.sort, _unknown)(report, header.shapes)
     report.place = sorts.PLACES.get(report.sort, "")
     if hashes:
         _hash(report, cache)
@@ -259,8 +261,14 @@ def _unknown(report: Report, shapes: Shapes) -> None:
     report.unmatched = facts_of(shapes).unmatched
 
 
-def _network(report: Report, shapes: Shapes) -> None:
-    """The header tells the kinds; reading it as the WebUI would tells what does not load."""
+def _network(report: Report, shapes: Shapes, against: Structure | None) -> None:
+    """The header tells the kinds; reading it as the WebUI would tells what does not load.
+
+    against: a checkpoint's, whose layers it may fit where it fits none of the known models'.
+    """
+    if against is not None:
+        found = match(shapes, against)
+        report.fitting, report.strange = found.fitting, found.strange
     facts = facts_of(shapes)
     report.what = facts.title or ("Network" if facts.layers else "Network that does not load")
     report.family, report.foreign = facts.family, facts.foreign
@@ -276,7 +284,7 @@ def _network(report: Report, shapes: Shapes) -> None:
     from extensions_lib.files.networks import read_network
 
     try:
-        network = read_network(report.path)
+        network = read_network(report.path, structure=against)
     except FileProblem as problem:
         report.problems = [*facts.problems, str(problem)]
         return
@@ -290,7 +298,7 @@ def _network(report: Report, shapes: Shapes) -> None:
         tensors = adapter.tensors()
         if tensors.get("alpha") is not None:
             alphas[round(float(tensors["alpha"]), 6)] += 1
-        wrong = _misfit(layer, adapter, facts.family) or _not_finite(layer, tensors)
+        wrong = _misfit(layer, adapter, facts.family, against) or _not_finite(layer, tensors)
         if wrong:
             report.problems.append(wrong)
     report.alphas = dict(sorted(alphas.items()))
@@ -317,7 +325,6 @@ def _lllite(report: Report, shapes: Shapes) -> None:
 
 _TELLERS = {
     sorts.LLLITE: _lllite,
-    sorts.NETWORK: _network,
     sorts.CHECKPOINT: _checkpoint,
     sorts.VAE: _vae,
     sorts.HYPERNETWORK: _hypernetwork,
@@ -330,12 +337,6 @@ _TELLERS = {
 
 
 # --- what of a network does not load ----------------------------------------------------------
-
-
-def _hold_against(report: Report, shapes: Shapes, checkpoint: Path) -> None:
-    """Says which layers would change that checkpoint, and which not."""
-    found = match(shapes, checkpoint_keys(checkpoint).structure)
-    report.fitting, report.strange = found.fitting, found.strange
 
 
 def _not_finite(layer: str, tensors: Mapping[str, Tensor]) -> str | None:
@@ -357,11 +358,14 @@ def _say_strays(report: Report, layers: Collection[str]) -> None:
         )
 
 
-def _misfit(layer: str, adapter: Adapter, family: Family | None) -> str | None:
+def _misfit(
+    layer: str, adapter: Adapter, family: Family | None, against: Structure | None
+) -> str | None:
     """Why a layer fits no model of the family; a network of no known family has none to fit."""
+    models = KNOWN if against is None else (*KNOWN, against)
     weights = [
         layers_of(structure)[layer].shape
-        for structure in KNOWN
+        for structure in models
         if structure.family is family and layer in layers_of(structure)
     ]
     reasons = [adapter.misfit(weight) for weight in weights]

@@ -103,7 +103,7 @@ def merge(
     _embeddings_stay_behind(networks, result)
     dtype = torch_precision(order.precision) or _precision(networks)
     metadata = _metadata(wanted, stacks)
-    write_network(path, adapters, metadata, dtype=dtype, family=stacks.family)
+    write_network(path, adapters, metadata, dtype=dtype, family=stacks.family, fresh=True)
     return result
 
 

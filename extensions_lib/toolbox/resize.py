@@ -79,7 +79,10 @@ def resize(
         for layer, adapter in watch.over(network.adapters.items(), len(network.adapters)):
             made[layer] = _resized(layer, adapter, how, base, result)
     dtype = torch_precision(order.precision) or factor_precision(network)
-    write_network(result.path, made, _metadata(network, how), dtype=dtype, family=network.family)
+    metadata = _metadata(network, how)
+    write_network(
+        result.path, made, metadata, dtype=dtype, family=network.family, fresh=True
+    )
     return result
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, TypeVar
 
-from extensions_lib.atomic import atomic_write
+from extensions_lib.atomic import atomic_write, sweep
 from extensions_lib.errors import CrucibleError, FileProblem, Stopped
 from extensions_lib.options import option
 
@@ -95,7 +95,7 @@ def destination(order: Output, inputs: Sequence[Path], ending: str, suffix: str)
 
     Without a name it is the first input's with `-ending`; where it has no suffix `suffix` is added
     ("" for a folder). Raises FileProblem for an input, and for a name that is taken if `number` is
-    not set.
+    not set. What killed programs left in its folder is removed.
     """
     first = inputs[0]
     if order.out:
@@ -107,6 +107,7 @@ def destination(order: Output, inputs: Sequence[Path], ending: str, suffix: str)
     else:
         stem = first.name if first.is_dir() else first.stem
         path = first.with_name(f"{stem}-{ending}{suffix}")
+    sweep(path.parent)
     if not os.path.lexists(path):
         return path
     if order.number:
@@ -138,7 +139,7 @@ def copy_config(checkpoint: Path, result: Written) -> None:
     if target.exists():
         result.notes.append(f"{target.name} is there already and was left as it is")
         return
-    with atomic_write(target) as temporary:
+    with atomic_write(target, fresh=True) as temporary:
         shutil.copyfile(found.path, temporary)
 
 

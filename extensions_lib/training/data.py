@@ -150,6 +150,12 @@ class TrainingData:
 
         Also that of `validation`. Raises as `Encoder.prepare`.
         """
+        pictures, prompts = self.encoded_once
+        self._encoder.prepare(model, pictures, prompts, on_progress, stop)
+
+    @property
+    def encoded_once(self) -> tuple[list[Picture], list[str]]:
+        """The pictures that `prepare` encodes, and the prompts; also those of `validation`."""
         parts = [self, self.validation] if self.validation else [self]
         pictures = [each for part in parts for each in part.used]
         prompts = [
@@ -157,7 +163,7 @@ class TrainingData:
             for each in pictures
             for prompt in variants(each.caption, each.options, each.subset.class_tokens)
         ]
-        self._encoder.prepare(model, pictures, prompts, on_progress, stop)
+        return pictures, prompts
 
     @property
     def used(self) -> list[Picture]:

@@ -68,12 +68,25 @@ class Loop:
         self.optimizer = make_optimizer(
             options.optimizer_type, groups, options.learning_rate, options.optimizer_args
         )
+        if hasattr(self.optimizer, "train"):
+            self.optimizer.train()
         self._scaler = torch.amp.GradScaler(device, enabled=scaled)
         self.ema = (
             {n: t.detach().clone() for n, t in recipe.tensors().items()}
             if options.ema_decay
             else {}
         )
+
+    def values(self) -> dict[str, Tensor] | None:
+        """What is to be saved where that is not what the tensors are: a mean of the steps."""
+        if self.ema:
+            return self.ema
+        if not hasattr(self.optimizer, "train"):  # schedulefree's have two sets of weights
+            return None
+        self.optimizer.eval()  # type: ignore[attr-defined]
+        held = {name: each.detach().clone() for name, each in self.recipe.tensors().items()}
+        self.optimizer.train()
+        return held
 
     @property
     def epoch(self) -> int:

@@ -74,12 +74,23 @@ def make_optimizer(
         given: dict[str, Any] = {"lr": None}
     else:
         given = {"lr": rate}
+    if known.path.startswith("torch.optim.Adam") and _fuses(groups):
+        options.setdefault("fused", True)
     sort = _class(name, known)
     try:
         made: Optimizer = sort([dict(group) for group in groups], **given, **options)
     except (TypeError, ValueError) as error:
         raise CrucibleError(f"optimizer_type {name} refuses its arguments: {error}") from error
     return made
+
+
+def _fuses(groups: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether torch has the update in one operation for where these parameters are."""
+    import torch
+
+    devices = {each.device.type for group in groups for each in group["params"]}
+    newer = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 4)
+    return devices == {"cuda"} or (devices == {"cpu"} and newer)
 
 
 def parsed(arguments: Sequence[str]) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class Outputs:
             raise FileProblem(f"{path.parent}: cannot be made ({error.strerror}).") from None
         metadata = {} if self.options.no_metadata else self._metadata(loop, data)
         kinds = {"fp16": torch.float16, "bf16": torch.bfloat16, "float": torch.float32}
-        values = loop.ema or None
+        values = loop.values()
         loop.recipe.save(path, metadata, kinds[self.options.save_precision], values)
         if final:
             self._write_beside(path, data)

@@ -193,7 +193,7 @@ class Run:
         if not isinstance(recipe, NetworkRecipe):
             return nullcontext()
         return self.place.shown(
-            self.name, lambda: Snapshot(recipe.learnt(loop.ema or None), loop.done)
+            self.name, lambda: Snapshot(recipe.learnt(loop.values()), loop.done)
         )
 
     def _prepared(self) -> tuple[Loop, TrainingData]:
@@ -237,7 +237,9 @@ class Run:
 
     def _loop(self, recipe: Recipe, data: TrainingData, loaded: LoadedModel) -> Loop:
         precision, device = _DTYPES[self.options.mixed_precision], loaded.device.type
-        half = torch.float16 in (precision, loaded.dtype)
+        if precision is None and loaded.dtype in (torch.float16, torch.bfloat16):
+            precision = loaded.dtype  # what is trained is in 32 bits all the same
+        half = precision is torch.float16
         return Loop(
             recipe,
             data,

@@ -156,7 +156,7 @@ def _shown(each: Option, value: Any) -> Any:
     """A value as its component takes it."""
     if each.many and not each.choices:
         return ", ".join(str(one) for one in value or ())
-    if value is None and each.type is not str:
+    if value is None and not each.choices:
         return ""
     return list(value) if isinstance(value, tuple) else value
 

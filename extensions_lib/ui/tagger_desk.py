@@ -19,6 +19,11 @@ from extensions_lib.errors import CrucibleError
 from extensions_lib.ui.tagger_pieces import counted
 
 PAGE = 60  # pictures
+NOTHING = {
+    "undo": "There is nothing to undo.",
+    "redo": "There is nothing to redo.",
+    "finish": "There is nothing to finish.",
+}
 Order = Mapping[str, Any]
 
 
@@ -104,7 +109,7 @@ class Desk:
     def moved(self, moved: Moved | None, word: str) -> Done:
         """What to say of an undo or redo."""
         if moved is None:
-            return Done(self.view, (f"There is nothing to {word}.",))
+            return Done(self.view, (NOTHING[word],))
         said = [f"{word.capitalize()}: {moved.entry.title}"]
         if moved.kept:
             said.append(f"{len(moved.kept)} captions stayed as another program left them.")

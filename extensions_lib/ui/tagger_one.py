@@ -158,8 +158,8 @@ def _told(tab: OneTab, room: TaggerRoom, asked: Asked, heard: Heard) -> Changes:
     how = asked.run.join
     told = tagger_pieces.bars(runners, heard.said, asked.selection, how, PREFIX)
     return {
-        tab.notes: pieces.messages(heard.notes) + tagger_pieces.asked_on(heard.devices),
-        tab.bars: told,
+        tab.notes: pieces.messages(heard.notes),
+        tab.bars: told + tagger_pieces.asked_on(heard.devices),
         tab.caption: Composer(runners, asked.selection, how).text(heard.said),
         tab.heard: heard,
     }

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from extensions_lib.options import add_arguments, from_arguments
 from extensions_lib.ui.terminal import Line, stopping
 
 if TYPE_CHECKING:
-    from extensions_lib.toolbox.spectrum import LayerFigures
-    from extensions_lib.toolbox.work import Watch, Written
+    from extensions_lib.toolbox.work import Written
 
 WORDS = {
     "convert": "another file format, layout, naming or precision",
@@ -25,119 +23,40 @@ WORDS = {
     "extract": "the difference of two checkpoints as a network",
     "bake": "networks and other checkpoints into a checkpoint",
 }
-_NETWORK = "network file, with weights as in a tag: FILE:te:unet:dyn:lbw=…"
 _SHOWN = 20  # lines of a list
 
 
 def tool_options(parser: argparse.ArgumentParser, word: str) -> None:
     """The arguments of a tool; imports no torch."""
+    from extensions_lib.toolbox.tools import TOOLS
     from extensions_lib.toolbox.work import Output
 
-    add_inputs, kind = _inputs(word)
-    add_inputs(parser)
-    add_arguments(parser, kind)
+    tool = TOOLS[word]
+    for each in tool.inputs:
+        many = {"nargs": "+" if each.least else "*"} if each.many else {}
+        metavar = each.metavar or each.name
+        parser.add_argument(each.name, metavar=metavar, help=each.help, **many)
+    add_arguments(parser, tool.options)
     add_arguments(parser, Output)
     parser.add_argument("--layers-kept", action="store_true", help="list what each layer keeps")
     parser.set_defaults(action=run_tool, threads=None)
 
 
-def _inputs(word: str) -> tuple[Callable[[argparse.ArgumentParser], Any], type]:
-    """What adds a tool's inputs, and its options."""
-    if word == "convert":
-        from extensions_lib.toolbox.convert import Converting
-
-        return lambda p: p.add_argument(
-            "file", type=Path, help="file or diffusers folder"
-        ), Converting
-    if word == "merge":
-        from extensions_lib.toolbox.merge import Merging
-
-        return lambda p: p.add_argument("networks", nargs="+", help=_NETWORK), Merging
-    if word == "resize":
-        from extensions_lib.toolbox.resize import Resizing
-
-        return lambda p: p.add_argument("file", type=Path, help="network file"), Resizing
-    if word == "extract":
-        from extensions_lib.toolbox.extract import Extracting
-
-        return _two_checkpoints, Extracting
-    from extensions_lib.toolbox.bake import Baking
-
-    return _checkpoint_and_networks, Baking
-
-
-def _two_checkpoints(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("base_file", type=Path, metavar="BASE", help="checkpoint to start from")
-    parser.add_argument("tuned_file", type=Path, metavar="TUNED", help="checkpoint to arrive at")
-
-
-def _checkpoint_and_networks(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="CHECKPOINT", help="checkpoint A")
-    parser.add_argument("networks", nargs="*", metavar="NETWORK", help=_NETWORK)
-
-
 def run_tool(options: argparse.Namespace) -> int:
     """Runs a tool: what it wrote, what it left out, what it kept."""
-    from extensions_lib.toolbox.work import Watch
+    from extensions_lib.toolbox.bake import Baked
+    from extensions_lib.toolbox.tools import TOOLS
+    from extensions_lib.toolbox.work import Output, Watch
 
+    tool = TOOLS[options.command]
+    given = {each.name: getattr(options, each.name) for each in tool.inputs}
+    how, order = from_arguments(tool.options, options), from_arguments(Output, options)
     with stopping() as stop, Line() as line:
-        result = _RUN[options.command](options, Watch(line.count, stop))
+        result = tool.run(given, how, order, Watch(line.count, stop))
+    if isinstance(result, Baked):
+        print(f"{result.changed} of {result.tensors} tensors changed", file=sys.stderr)
     _say(result, options.layers_kept)
     return 0
-
-
-def _convert(options: argparse.Namespace, watch: Watch) -> Written:
-    from extensions_lib.toolbox.convert import Converting, convert
-    from extensions_lib.toolbox.work import Output
-
-    how, order = from_arguments(Converting, options), from_arguments(Output, options)
-    return convert(options.file, how, order, watch)
-
-
-def _merge(options: argparse.Namespace, watch: Watch) -> Written:
-    from extensions_lib.toolbox.merge import Merging, merge
-    from extensions_lib.toolbox.weighted import Weighted
-    from extensions_lib.toolbox.work import Output
-
-    wanted = [Weighted.read(text) for text in options.networks]
-    return merge(wanted, from_arguments(Merging, options), from_arguments(Output, options), watch)
-
-
-def _resize(options: argparse.Namespace, watch: Watch) -> Written:
-    from extensions_lib.toolbox.resize import Resizing, resize
-    from extensions_lib.toolbox.work import Output
-
-    how, order = from_arguments(Resizing, options), from_arguments(Output, options)
-    return resize(options.file, how, order, watch)
-
-
-def _extract(options: argparse.Namespace, watch: Watch) -> Written:
-    from extensions_lib.toolbox.extract import Extracting, extract
-    from extensions_lib.toolbox.work import Output
-
-    how, order = from_arguments(Extracting, options), from_arguments(Output, options)
-    return extract(options.base_file, options.tuned_file, how, order, watch)
-
-
-def _bake(options: argparse.Namespace, watch: Watch) -> Written:
-    from extensions_lib.toolbox.bake import Baking, bake
-    from extensions_lib.toolbox.weighted import Weighted
-    from extensions_lib.toolbox.work import Output
-
-    networks = [Weighted.read(text) for text in options.networks]
-    how, order = from_arguments(Baking, options), from_arguments(Output, options)
-    result = bake(options.file, networks, how, order, watch)
-    print(f"{result.changed} of {result.tensors} tensors changed", file=sys.stderr)
-    return result
-
-
-_RUN: dict[str, Callable[[argparse.Namespace, Watch], Written]] = {
-    "convert": _convert,
-    "merge": _merge,
-    "resize": _resize,
-    "extract": _extract,
-    "bake": _bake,
-}
 
 
 def _say(result: Written, every_layer: bool) -> None:
@@ -147,23 +66,22 @@ def _say(result: Written, every_layer: bool) -> None:
         print(f"left out: {line}", file=sys.stderr)
     if (more := len(result.left_out) - _SHOWN) > 0:
         print(f"left out: and {more} more", file=sys.stderr)
-    layers: Sequence[LayerFigures] = getattr(result, "layers", None) or ()
-    if layers and not isinstance(layers, dict):
-        _say_kept(layers, every_layer)
+    _say_kept(result, every_layer)
     print(result.path)
 
 
-def _say_kept(layers: Sequence[LayerFigures], every_layer: bool) -> None:
+def _say_kept(result: Written, every_layer: bool) -> None:
     """The energy kept, of all and of the layer that keeps least."""
-    if every_layer:
-        for each in layers:
-            before = "" if each.before is None else f" of {each.before}"
-            print(f"{each.layer}: rank {each.rank}{before}, {each.kept:.2%} of the energy")
-    total = sum(each.energy for each in layers)
-    kept = sum(each.kept * each.energy for each in layers) / total if total else 1.0
-    least = min(layers, key=lambda each: each.kept)
-    said = f"{len(layers)} layers, {kept:.2%} of the energy kept"
-    print(f"{said}; least: {least.layer} {least.kept:.2%}")
+    from extensions_lib.toolbox.tools import figures_of, kept_of
+
+    kept = kept_of(result)
+    if kept is None:
+        return
+    for each in figures_of(result) if every_layer else ():
+        before = "" if each.before is None else f" of {each.before}"
+        print(f"{each.layer}: rank {each.rank}{before}, {each.kept:.2%} of the energy")
+    said = f"{kept.layers} layers, {kept.share:.2%} of the energy kept"
+    print(f"{said}; least: {kept.least.layer} {kept.least.kept:.2%}")
 
 
 # --- inspect ----------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ class _Bench:
         self.pixels = torch.rand(PICTURES, 3, 8 * side, 8 * side, generator=drawn) * 2 - 1
         self.prompts = [f"red circle, large, number {number}" for number in range(PICTURES)]
         self.model = _full() if options.full else _demo()
-        width = self.model.structure.unet.context
+        width = self.model.structure.unet.context_dim
         self.states = torch.randn(PICTURES, 77, width, generator=drawn)
 
     def chosen(self, number: int) -> list[int]:
@@ -157,12 +157,12 @@ def _full() -> Any:
     import torch
     from diffusers import UNet2DConditionModel
 
-    from extensions_lib.models.families import SD1_BASE
+    from extensions_lib.models.families import SD15
 
     unet = UNet2DConditionModel(
         cross_attention_dim=768, attention_head_dim=8, sample_size=64
     ).requires_grad_(False)
-    model = replace(_demo(), unet=unet, structure=SD1_BASE)
+    model = replace(_demo(), unet=unet, structure=SD15)
     assert all(model.layer(name) for name in model.layers if name.startswith("unet."))
     torch.manual_seed(0)
     return model

@@ -155,6 +155,7 @@ def test_only_long_work_waits_in_line(page: Page) -> None:
     steps = {f"crucible-tagger-{name}" for name in ("go", "back", "look", "next")}
     buttons = {"crucible-one", "crucible-one-picture"}
     buttons |= {"crucible-prepare-go", "crucible-prepare-look"}
+    buttons |= {"crucible-training-go", "crucible-training-check"}
     # Captions follow these: a folder is written anew.
     follow = re.compile(r"crucible-tagger-(select-|run-join)")
     assert {e for e in waiting if not follow.match(e)} == {"crucible-go", *steps, *buttons}

@@ -162,7 +162,7 @@ def type_into(visit: Visit, text: str, box: str = PROMPT) -> None:
 def test_a_network_is_found_and_written_with_its_weight_and_words(visit: Visit) -> None:
     visit.prompt("a cat")
     type_into(visit, ", <")
-    await_offers(visit, ["lora", "lyco", "hypernet", "lllite"])
+    await_offers(visit, ["lora", "lyco", "hypernet", "lllite", "aesthetic"])
     visit.shot("completion-kinds")
     visit.page.keyboard.press("Enter")
     assert visit.prompt_text() == "a cat, <lora:"

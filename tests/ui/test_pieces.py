@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,14 @@ from extensions_lib.tagging.pool import Models
 from extensions_lib.tagging.run import Run
 from extensions_lib.tagging.selection import Selection
 from extensions_lib.tagging.writer import Output
+from extensions_lib.training.options import TrainingOptions
 from extensions_lib.ui import pieces
 from extensions_lib.ui.cards import Card, card_html, cards_html, folders_html, preferred_weight
 from extensions_lib.ui.pictures import OutputFolder, numbered
 
 EVIL = '<script>alert("1")</script>'
 ROOT = Path(__file__).resolve().parents[2]
-FORMS = (Selection, Models, Run, Output, Preparation)  # options that a tab shows
+FORMS = (Selection, Models, Run, Output, Preparation, TrainingOptions)  # options that a tab shows
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,8 @@ def test_translation_covers_the_labels_of_the_page() -> None:
     source += "".join(
         path.read_text(encoding="utf-8") for path in (ROOT / "javascript").glob("*.js")
     )
-    source = re.sub(r'"\s*\n\s*f?"', "", source).replace('\\"', '"')
+    source = re.sub(r"""["']\s*\n\s*f?["']""", "", unescape(source))
+    source = source.replace('\\"', '"')
     words = set(re.findall("[A-Za-z]+", source))
     # A text with numbers is put together: "Tag {n} pictures".
     counted = [text for text in texts if "{n}" in text]

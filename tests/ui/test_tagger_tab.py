@@ -66,9 +66,12 @@ def tagger(window: Visit) -> Iterator[Visit]:
     press_one = """() => {
         const button = document.querySelector("#crucible-tagger .crucible-reset");
         button?.click();
-        return button !== null;
+        return button?.parentElement.id ?? "";
     }"""
-    while window.page.evaluate(press_one):
+    pressed = []
+    while name := window.page.evaluate(press_one):
+        pressed.append(name)
+        assert len(pressed) < 30, pressed
         window.page.wait_for_timeout(100)
 
 

@@ -187,3 +187,18 @@ def test_thirty_steps_by_the_tab(runs: Runs, page: Any, lesson: LessonSet) -> No
     shot(page, "done")
     assert np.array_equal(picture(webui, PROMPT), before)
     assert not np.array_equal(picture(webui, f"{PROMPT} <lora:by_tab:1>"), before)
+
+
+@pytest.mark.parametrize("kind", ["embedding", "hypernetwork", "checkpoint"])
+def test_other_kinds_leave_the_checkpoint_as_it_was(
+    runs: Runs, lesson: LessonSet, kind: str
+) -> None:
+    """Samples are made with what is trained on the model; afterwards nothing of it is there."""
+    webui = runs()
+    before = picture(webui, PROMPT)
+    told = order(lesson, f"a{kind}", train=kind, max_train_steps=4, save_precision="float")
+    webui.call(f"{ROUTE}/start", told)
+    done = until(webui, over)
+    assert (done["state"], done["step"]) == ("done", 4), done["message"]
+    assert [each["step"] for each in done["samples"]] == [0, 4], done["said"]
+    assert np.array_equal(picture(webui, PROMPT), before)
