@@ -364,6 +364,13 @@ def bench_toolbox(arguments: list[str]) -> int:
     return int(run(arguments))
 
 
+def bench_lesson(arguments: list[str]) -> int:
+    """How well the demo checkpoint learns a new shape, and how fast."""
+    from extensions_lib.demo.lesson_bench import main as run
+
+    return run(arguments)
+
+
 def bench_training(arguments: list[str]) -> int:
     """How fast a network learns, and in which memory, beside diffusers and peft."""
     from tests.benchmarks.bench_training import main as run
@@ -374,6 +381,7 @@ def bench_training(arguments: list[str]) -> int:
 BENCHES: dict[str, Callable[[list[str]], int]] = {
     "apply": bench_apply,
     "demo": bench_demo,
+    "lesson": bench_lesson,
     "library": bench_library,
     "networks": bench_networks,
     "side_path": bench_side_path,

@@ -3,7 +3,7 @@
 // values over a reload; captions are sent to the prompt.
 (() => {
     "use strict";
-    const PATIENCE = 30000; // ms for an answer, after which the next order is sent all the same
+    const PATIENCE = 120000; // ms for an answer, after which the next order is sent all the same
     const tab = () => document.getElementById("crucible-tagger");
 
     function write(box, text) {
@@ -97,15 +97,15 @@
     });
 
     // A form with `data-crucible-live` tells of every change, when typing pauses.
-    let pause = 0;
+    const pauses = new WeakMap(); // by form
     function changed(event) {
         const form = event.target.closest?.("#crucible-tagger form[data-crucible-live]");
         if (!form) return;
-        clearTimeout(pause);
+        clearTimeout(pauses.get(form));
         const go = () => tell(wireOf(form), {
             do: form.dataset.crucibleLive, ...filled(form), value: form.dataset.value, newest: true});
         if (event.type === "change") go();
-        else pause = setTimeout(go, 250);
+        else pauses.set(form, setTimeout(go, 250));
     }
     document.addEventListener("input", changed);
     document.addEventListener("change", changed);

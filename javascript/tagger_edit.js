@@ -95,14 +95,6 @@
         box.dispatchEvent(new Event("change", {bubbles: true}));
     }
 
-    function sift(box) {
-        const words = box.value.toLowerCase();
-        for (const row of box.closest(".block, .gradio-html, div[id]").parentElement
-            .querySelectorAll(".crucible-edit-tags > li")) {
-            row.hidden = Boolean(words) && !(row.dataset.tag ?? "").toLowerCase().includes(words);
-        }
-    }
-
     // --- mouse ----------------------------------------------------------------------------------
 
     const within = (target, selector) => target.closest?.(`#crucible-edit ${selector}`);
@@ -146,8 +138,7 @@
     });
 
     document.addEventListener("input", ({target}) => {
-        if (within(target, "[data-crucible-sift]")) sift(target);
-        else if (within(target, ".crucible-shot textarea")) typed.text = target.value;
+        if (within(target, ".crucible-shot textarea")) typed.text = target.value;
     });
 
     // --- keys -----------------------------------------------------------------------------------

@@ -97,7 +97,8 @@
             ...compared.map((each) => ({
                 name: each.name, kind: "other", colour: each.colour, points: each.points, on: true})),
         ].filter((each) => each.on && each.points.length);
-        const last = Math.max(told.steps || 1, ...series.map(({points}) => points[points.length - 1][0]));
+        const ends = series.map(({points}) => points[points.length - 1][0]);
+        const last = Math.max((told.busy && told.steps) || 1, ...ends);
         const [least, most] = range(
             on("raw") ? loss : [], series.filter(({kind}) => kind !== "raw").map(({points}) => points));
         const right = width - RIGHT, bottom = HEIGHT - BOTTOM;

@@ -115,7 +115,7 @@ class Service:
         if word in TOOLS:
             return self.tool(word, *options_of(word, values))
         if word == "cache":
-            from extensions_lib.training.cache_ahead import Caching
+            from extensions_lib.training.cache_options import Caching
 
             options = checked(Caching, values)
             return lambda tell, stop: self.desk.write_caches(
@@ -195,7 +195,7 @@ def _text(order: Mapping[str, Any], key: str) -> str:
 def schema_of(word: str) -> dict[str, Any]:
     """What a tool is given: inputs, options, and where the result goes."""
     if word == "cache":
-        from extensions_lib.training.cache_ahead import Caching
+        from extensions_lib.training.cache_options import Caching
 
         return schema(Caching)
     tool = TOOLS[word]

@@ -1,7 +1,7 @@
 """The demo's training set: drawn pictures of a shape that the demo checkpoint has never seen.
 
-    folder/train/10_heart/*.png, *.txt      the new shape, with captions
-    folder/known/1_shape/*.png, *.txt       what the checkpoint knows: regularisation pictures
+folder/train/10_heart/*.png, *.txt      the new shape, with captions
+folder/known/1_shape/*.png, *.txt       what the checkpoint knows: regularisation pictures
 """
 
 from __future__ import annotations

@@ -11,23 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from extensions_lib.datasets.folders import subsets_of
-from extensions_lib.datasets.options import DataOptions
 from extensions_lib.models.place import Place
+from extensions_lib.training.cache_options import Caching
 from extensions_lib.training.data import read_training_data
 from extensions_lib.training.encoding import TextOptions
-from extensions_lib.training.option_groups import PromptOptions
 from extensions_lib.training.preflight import facts_of
 
 Told = Callable[[str, int, int], None]  # what is done, how much of it, of how much
-
-
-@dataclass(frozen=True)
-class Caching(DataOptions, PromptOptions):
-    """The options of a training run from which its caches follow.
-
-    Latents are always written; text states where `cache_text_encoder_outputs` or its disk form says
-    so.
-    """
 
 
 @dataclass

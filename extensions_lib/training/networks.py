@@ -201,13 +201,13 @@ _MAKERS: Mapping[str, Callable[..., Adapter]] = {
     ),
     "full": lambda shape, rank, alpha, name, o, kernel, g: Full.fresh(shape, generator=g),
     "oft": lambda shape, rank, alpha, name, o, kernel, g: OFT.fresh(
-        shape, rank, o.constraint, generator=g
+        shape, rank, o.constraint or 0.0, generator=g
     ),
     "diag-oft": lambda shape, rank, alpha, name, o, kernel, g: OFT.fresh(
-        shape, rank, o.constraint, rank_is_size=True, rescale=o.rescaled, generator=g
+        shape, rank, o.constraint or 0.0, rank_is_size=True, rescale=o.rescaled, generator=g
     ),
     "boft": lambda shape, rank, alpha, name, o, kernel, g: BOFT.fresh(
-        shape, rank, o.constraint, rescale=o.rescaled, generator=g
+        shape, rank, o.constraint or 0.0, rescale=o.rescaled, generator=g
     ),
 }
 

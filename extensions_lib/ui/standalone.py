@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from extensions_lib.library import Entry
     from extensions_lib.ui.generate_tab import Room
     from extensions_lib.ui.tagger_room import TaggerRoom
+    from extensions_lib.ui.toolbox_room import ToolboxRoom
     from extensions_lib.ui.training_room import TrainingRoom
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,7 +164,7 @@ def newest_change() -> int:
 
 def build_page(
     options: Options, tagger: TaggerRoom | None = None, training: TrainingRoom | None = None,
-    host: StandaloneHost | None = None,
+    host: StandaloneHost | None = None, toolbox: ToolboxRoom | None = None,
 ) -> tuple[gr.Blocks, Room]:  # fmt: skip
     """The tabs and the room they work with. Loads gradio, but no torch."""
     import gradio as gr
@@ -174,11 +175,13 @@ def build_page(
     from extensions_lib.ui.pictures import OutputFolder
     from extensions_lib.ui.studio import Studio
     from extensions_lib.ui.tagger_tab import build_tagger_tab
+    from extensions_lib.ui.toolbox_tab import build_toolbox_tab
     from extensions_lib.ui.training_tab import build_training_tab
 
     host = host or new_host(options)
     tagger = tagger or tagger_room(options)
     training = training or training_room(options, host, tagger)
+    toolbox = toolbox or toolbox_room(options, host)
 
     def checkpoints() -> list[Path]:
         named = [options.checkpoint.absolute()] if options.checkpoint else []
@@ -214,6 +217,8 @@ def build_page(
             build_tagger_tab(tagger, page)
         with gr.Tab("Training", elem_id="crucible-tab-training"):
             build_training_tab(training, page)
+        with gr.Tab("Toolbox", elem_id="crucible-tab-toolbox"):
+            build_toolbox_tab(toolbox, page)
     compat.in_line(page, 4)
     return page, room
 
@@ -229,7 +234,8 @@ def build_app(options: Options) -> FastAPI:
     head = page_head(options.lang)
     host, tagger = new_host(options), tagger_room(options)
     training = training_room(options, host, tagger)
-    page, room = build_page(options, tagger, training, host)
+    toolbox = toolbox_room(options, host)
+    page, room = build_page(options, tagger, training, host, toolbox)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/crucible/style.css")
@@ -251,6 +257,7 @@ def build_app(options: Options) -> FastAPI:
     add_route(app, lambda: host_sources(host))
     add_tagger_routes(app, options, tagger)
     add_training_routes(app, options, training)
+    add_toolbox_routes(app, options, toolbox)
     outputs = [str(room.outputs.root.absolute())]
     app = gr.mount_gradio_app(app, page, path="/", allowed_paths=outputs, show_error=True)
     app.add_middleware(OwnPage, head=head)
@@ -293,6 +300,45 @@ def add_training_routes(app: FastAPI, options: Options, training: TrainingRoom) 
 
     add_routes(app, training.service, dependencies=basic_dependencies(options.api_auth))
     training.add_page_routes(app)
+
+
+def toolbox_room(options: Options, host: StandaloneHost) -> ToolboxRoom:
+    """What the tab and REST work with; files are those of the host that makes the pictures."""
+    from extensions_lib.api.toolbox_orders import Desk
+    from extensions_lib.toolbox import sorts
+    from extensions_lib.ui.toolbox_room import ToolboxRoom
+
+    data = options.data.absolute()
+
+    def place() -> Any:
+        from extensions_lib.hosts.standalone.place import StandalonePlace
+
+        return StandalonePlace(host)
+
+    def folders(sort: str) -> list[Path]:
+        more = {
+            sorts.CHECKPOINT: [data / "models" / "demo"],
+            sorts.EMBEDDING: [data / "models" / "embeddings"],
+        }
+        return [data / sorts.PLACES[sort], *more.get(sort, [])] if sort in sorts.PLACES else []
+
+    def loaded() -> Path | None:
+        try:
+            return host.checkpoint
+        except CrucibleError:  # there is none yet
+            return None
+
+    below = data if options.listen else None
+    return ToolboxRoom(Desk(data, folders, loaded, place, data / "cache", below))
+
+
+def add_toolbox_routes(app: FastAPI, options: Options, toolbox: ToolboxRoom) -> None:
+    """The toolbox by REST, and what the script of its tab asks."""
+    from extensions_lib.api.auth import basic_dependencies
+    from extensions_lib.api.toolbox import add_routes
+
+    add_routes(app, toolbox.service, dependencies=basic_dependencies(options.api_auth))
+    toolbox.add_page_routes(app)
 
 
 def tagger_room(options: Options) -> TaggerRoom:

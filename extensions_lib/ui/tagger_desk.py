@@ -37,6 +37,7 @@ class View:
     page: int = 1
     picked: frozenset[str] = frozenset()
     order: str = "frequency"  # of the tags
+    find: str = ""  # a part of the tags that are listed
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,12 @@ def _filter(desk: Desk, order: Order) -> Done:
     return Done(replace(view, picked=picked), tuple(said), redraw=True)
 
 
+def _tags(desk: Desk, order: Order) -> Done:
+    """Which tags are listed, and how."""
+    found = str(order.get("find") or "")
+    return Done(replace(desk.view, find=found, order=str(order["order"])))
+
+
 def _pick(desk: Desk, order: Order) -> Done:
     """The picked ones among those that the browser shows."""
     picked = desk.view.picked - frozenset(order["of"]) | frozenset(order["names"])
@@ -210,7 +217,7 @@ _ACTS: dict[str, Callable[[Desk, Order], Done]] = {
     "reload": _reload,
     "filter": _filter,
     "page": lambda desk, order: desk.see(page=int(order["value"])),
-    "order": lambda desk, order: desk.see(order=str(order["order"])),
+    "tags": _tags,
     "pick": _pick,
     "all": lambda desk, _: desk.see(picked=frozenset(desk.shown)),
     "none": lambda desk, _: desk.see(picked=frozenset()),

@@ -77,6 +77,7 @@ def build_edit(room: TaggerRoom, source: SetFields, tab: gr.Tab) -> EditTab:
                 gallery = gr.HTML(elem_id="crucible-edit-gallery")
             with gr.Column(scale=4, min_width=300, elem_classes=["crucible-tagger-look"]):
                 gr.HTML(tagger_gallery.CHANGES)
+                gr.HTML(tagger_gallery.TAGS)
                 tags = gr.HTML(elem_id="crucible-edit-tags")
                 with gr.Accordion("History", open=False, elem_id="crucible-edit-past"):
                     history = gr.HTML(elem_id="crucible-edit-history")
@@ -106,7 +107,7 @@ def _answer(
     try:
         path = tab.room.folder(folder)
         if (view.folder, view.subfolders) != (path, subfolders):
-            view = View(path, subfolders, order=view.order)
+            view = View(path, subfolders, order=view.order, find=view.find)
         tag_set = tab.room.tag_set(path, subfolders)
     except CrucibleError as problem:
         return {**_blank(tab), tab.notes: pieces.messages([str(problem)], "error")}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from extensions_lib.datasets.tag_set import Item
     from extensions_lib.ui.tagger_links import Links
 
-MOST_TAGS = 400  # rows
+MOST_TAGS = 200  # rows
 MOST_STEPS = 100
 
 FILTER = """
@@ -27,6 +27,15 @@ FILTER = """
   <details class="crucible-tagger-hint"><summary title="What a filter understands">?</summary>
   <p><code>1girl AND NOT hat</code> <code>(smile OR grin), *hair</code>
   <code>count &lt; 5</code> <code>untagged</code> <code>name:portraits/*</code></p></details>
+</form>
+"""
+TAGS = """
+<form class="crucible-edit-find" data-crucible-live="tags">
+  <input class="crucible-field" name="find" type="search" placeholder="find"
+    aria-label="Find a tag" autocomplete="off" spellcheck="false">
+  <select class="crucible-field" name="order" aria-label="Order">
+    <option value="frequency">by frequency</option>
+    <option value="alphabet">by alphabet</option></select>
 </form>
 """
 CHANGES = """
@@ -154,7 +163,12 @@ def _shot(item: Item, picked: bool, links: Links) -> str:
 def tags(desk: Desk) -> str:
     """The tags of the pictures that changes go to, with counts and what can be done to each."""
     targets = desk.targets
-    found = desk.tag_set.frequency(targets, desk.view.order)
+    wanted = desk.view.find.casefold().replace("_", " ").strip()
+    found = [
+        (tag, count)
+        for tag, count in desk.tag_set.frequency(targets, desk.view.order)
+        if wanted in tag.casefold().replace("_", " ")
+    ]
     if desk.picked:
         what = f"Tags of the {len(targets)} picked"
     else:
@@ -162,18 +176,7 @@ def tags(desk: Desk) -> str:
     rows = "".join(_tag(tag, count, len(targets)) for tag, count in found[:MOST_TAGS])
     if (more := len(found) - MOST_TAGS) > 0:
         rows += f"<li><span>+ {more}</span></li>"
-    orders = "".join(
-        f'<option value="{value}"{" selected" if value == desk.view.order else ""}>{word}</option>'
-        for value, word in (("frequency", "by frequency"), ("alphabet", "by alphabet"))
-    )
-    return (
-        f'<div class="crucible-edit-tagshead"><h3>{what}</h3>'
-        '<input class="crucible-field" type="search" data-crucible-sift placeholder="find"'
-        ' aria-label="Find a tag">'
-        '<form data-crucible-live="order"><select class="crucible-field" name="order"'
-        f' aria-label="Order">{orders}</select></form></div>'
-        f'<ul class="crucible-edit-tags">{rows}</ul>'
-    )
+    return f'<h3>{what}</h3><ul class="crucible-edit-tags">{rows}</ul>'
 
 
 def _tag(tag: str, count: int, total: int) -> str:

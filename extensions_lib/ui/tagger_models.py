@@ -111,8 +111,8 @@ def model_fields(room: TaggerRoom, prefix: str) -> ModelFields:
         run.field("join", label="Several as", info=None, scale=2, min_width=160)
         models.field("download", label="Download", info="models marked ⤓", scale=1, min_width=130)
     with gr.Row():
-        selection.field("general", label="General threshold", info=None, scale=3, min_width=150)
-        selection.field("character", label="Character threshold", info=None, scale=3, min_width=150)
+        selection.field("general", label="General threshold", info=None, scale=3, min_width=195)
+        selection.field("character", label="Character threshold", info=None, scale=3, min_width=195)
         selection.field("mcut", info="each picture's own thresholds", scale=2, min_width=150)
     with gr.Row():
         for name, label in (

@@ -159,7 +159,8 @@ def _bars(
     head = ""
     if chosen.rating is not None:
         name, score = chosen.rating
-        head = f'<p class="crucible-rating"><span>Rating:</span> <b translate="no">{name}</b> {score:.2f}</p>'
+        told = f"<b>{plain(name)}</b> {score:.2f}"
+        head = f'<p class="crucible-rating"><span>Rating:</span> {told}</p>'
     head += "".join(f"<p>{plain(sentence)}</p>" for sentence in chosen.sentences)
     if not rows and not chosen.sentences:
         head += "<p>No tag reaches a tenth.</p>"

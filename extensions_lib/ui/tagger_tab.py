@@ -12,6 +12,7 @@ import gradio as gr
 
 from extensions_lib.ui.compat import on_browser
 from extensions_lib.ui.jobs import Jobs
+from extensions_lib.ui.tagger_browse import build_browser
 from extensions_lib.ui.tagger_edit import build_edit
 from extensions_lib.ui.tagger_folder import SetFields, build_folder
 from extensions_lib.ui.tagger_one import build_one
@@ -32,9 +33,13 @@ def build_tagger_tab(room: TaggerRoom, page: gr.Blocks) -> None:
                 scale=6,
                 elem_id="crucible-tagger-folder",
             )
+            browse = gr.Button(
+                "Browse …", size="sm", scale=0, min_width=90, elem_id="crucible-tagger-browse"
+            )
             subfolders = gr.Checkbox(
                 label="Subfolders", scale=1, min_width=130, elem_id="crucible-tagger-subfolders"
             )
+        build_browser(room, folder, browse)
         source = SetFields(folder, subfolders)
         with gr.Tabs(elem_id="crucible-tagger-tabs"):
             with gr.Tab("One picture", elem_id="crucible-tagger-tab-one"):

@@ -306,7 +306,8 @@ def test_who_may_ask(service: Service) -> None:
     add_routes(app, service, dependencies=basic_dependencies("ann:secret"))
     client = TestClient(app)
     paths = [
-        ("GET", "status"), ("GET", "events"), ("GET", "runs"), ("GET", "runs/x"), ("GET", "options"),
+        ("GET", "status"), ("GET", "events"), ("GET", "options"), ("GET", "runs"),
+        ("GET", "runs/x"),
         ("GET", "runs/x/samples/y"), ("POST", "start"), ("POST", "stop"), ("POST", "pause"),
         ("POST", "runs/x/resume"), ("POST", "runs/x/use"), ("DELETE", "runs/x"),
     ]  # fmt: skip

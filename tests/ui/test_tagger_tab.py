@@ -175,6 +175,21 @@ def test_a_stopped_run_goes_on(tagger: Visit, tmp_path: Path) -> None:
     assert len(texts(folder)) == 250
 
 
+def test_a_folder_is_chosen_by_looking(tagger: Visit, photos: Path) -> None:
+    (photos.parent / "<b>other").mkdir()
+    name_folder(tagger, photos / "missing")
+    tagger.page.locator("#crucible-tagger-browse").click()
+    listed = said(tagger, "browse-list", "6 pictures")
+    listed.locator("[title='The folder around it']").click()
+    listed = said(tagger, "browse-list", "0 pictures")
+    assert "<b>other" in listed.inner_text()
+    listed.get_by_text("photos", exact=True).click()
+    said(tagger, "browse-list", "6 pictures")
+    listed.get_by_text("Take this folder").click()
+    said(tagger, "tagger-go", "Tag 6 pictures")
+    assert not listed.locator("button").count()
+
+
 def test_a_wrong_folder_is_said_where_one_looks(tagger: Visit, tmp_path: Path) -> None:
     name_folder(tagger, tmp_path / "none")
     said(tagger, "tagger-notes", "there is no such folder")
@@ -251,10 +266,13 @@ def test_the_editor(tagger: Visit, captioned: Path) -> None:
         "1boy, hat, photo", "1boy, smile, photo, hat", "1girl, hat, photo", "1girl",
     ]  # fmt: skip
     tagger.shot("tagger-edit")
+    page.locator("#crucible-edit [name=find]").fill("bo")
+    page.locator("#crucible-edit-tags li").nth(1).wait_for(state="detached")
     page.locator("#crucible-edit-tags li[data-tag='1boy'] .crucible-rename").click()
     page.locator(".crucible-renaming").fill("man")
     page.locator(".crucible-renaming").press("Enter")
     wait(tagger, lambda: texts(captioned)[1] == "man, smile, photo, hat")
+    page.locator("#crucible-edit [name=find]").fill("")
 
     page.locator(".crucible-edit-filter input").fill("hat AND NOT 1girl")
     said(tagger, "edit-bar", "3 pass the filter")

@@ -1,0 +1,85 @@
+"""What the Toolbox tab works with: orders, their line, the routes of its script, previews."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from extensions_lib.api.toolbox import PREFIX, Service, add_routes
+from extensions_lib.api.toolbox_orders import Desk
+from extensions_lib.ui.jobs import Jobs
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from extensions_lib.toolbox.merge import Merging
+
+_NAME = "crucible-merge"  # by which a prompt names what is looked at
+
+
+@dataclass
+class ToolboxRoom:
+    """The desk, and what only the tab has."""
+
+    desk: Desk
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+    _plain: tuple[Any, Image] | None = None  # the picture without networks, and of what it is
+
+    @cached_property
+    def service(self) -> Service:
+        """The line of jobs, for the tab and for REST."""
+        return Service(self.desk, Jobs())
+
+    @property
+    def route(self) -> str:
+        """Where the tab's script asks; whoever has the address was shown the page."""
+        return f"{PREFIX}/live/{self.token}"
+
+    def add_page_routes(self, app: Any) -> None:
+        """Adds the routes for the tab's own script."""
+        add_routes(app, self.service, self.route)
+
+    def preview(
+        self,
+        networks: list[str],
+        how: Merging,
+        prompt: str,
+        seed: int,
+        tell: Callable[[Any], None],
+        stop: threading.Event,
+    ) -> list[Image]:
+        """A picture without the networks, and one with what a merge would make of them.
+
+        Nothing of it stays on disk. Raises CrucibleError, Stopped.
+        """
+        import tempfile
+
+        from extensions_lib.files.networks import read_network
+        from extensions_lib.models.place import Sample, Snapshot
+        from extensions_lib.toolbox.merge import merge
+        from extensions_lib.toolbox.weighted import Weighted
+        from extensions_lib.toolbox.work import Output, Watch
+
+        place = self.desk.here()
+        wanted = [Weighted.read(self.desk.weighted(text)) for text in networks]
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            out = Output(str(Path(folder) / "merged.safetensors"), precision="fp32")
+            watch = Watch(lambda done, of: tell((done, of)), stop)
+            made = merge(wanted, how, out, watch)
+            with place.turn(stop) as model:
+                structure = model.loaded.structure
+            network = read_network(made.path, structure=structure)
+            cfg = float(place.about()["cfg"])
+            sample = Sample(prompt, seed=seed, cfg=cfg)
+            tell("picture")
+            subject = (place.about()["path"], sample)
+            if self._plain is None or self._plain[0] != subject:
+                self._plain = subject, place.picture(sample, stop)
+            with place.shown(_NAME, lambda: Snapshot(network.adapters, 0)):
+                tagged = Sample(f"{prompt} <lora:{_NAME}:1>", seed=seed, cfg=cfg)
+                return [self._plain[1], place.picture(tagged, stop)]
