@@ -184,10 +184,10 @@ def test_a_folder_is_chosen_by_looking(tagger: Visit, photos: Path) -> None:
     listed = said(tagger, "browse-list", "0 pictures")
     assert "<b>other" in listed.inner_text()
     listed.get_by_text("photos", exact=True).click()
-    said(tagger, "browse-list", "6 pictures")
+    listed = said(tagger, "browse-list", "6 pictures")
     listed.get_by_text("Take this folder").click()
     said(tagger, "tagger-go", "Tag 6 pictures")
-    assert not listed.locator("button").count()
+    assert not tagger.page.locator("#crucible-browse-list button").count()
 
 
 def test_a_wrong_folder_is_said_where_one_looks(tagger: Visit, tmp_path: Path) -> None:
