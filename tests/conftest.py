@@ -33,6 +33,8 @@ def missing_for(marker: str) -> str | None:
             return "playwright is not installed: run the tests by 'python run.py test'"
     if marker == "webui" and not os.environ.get("WEBUI_DIR"):
         return "set WEBUI_DIR to a WebUI checkout to run it"
+    if marker == "slow" and not os.environ.get("CRUCIBLE_SLOW"):
+        return "slow: set CRUCIBLE_SLOW=1 to run it"
     if marker == "gpu":
         import torch
 
@@ -48,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     reasons: dict[str, str | None] = {}
     for item in items:
-        for marker in ("browser", "webui", "gpu"):
+        for marker in ("browser", "webui", "gpu", "slow"):
             if item.get_closest_marker(marker) is None:
                 continue
             if marker == "browser" and os.environ.get("CRUCIBLE_NEED_BROWSER"):

@@ -175,13 +175,14 @@ def build_page(
     from extensions_lib.ui.pictures import OutputFolder
     from extensions_lib.ui.studio import Studio
     from extensions_lib.ui.tagger_tab import build_tagger_tab
+    from extensions_lib.ui.toolbox_room import toolbox_room
     from extensions_lib.ui.toolbox_tab import build_toolbox_tab
     from extensions_lib.ui.training_tab import build_training_tab
 
     host = host or new_host(options)
     tagger = tagger or tagger_room(options)
     training = training or training_room(options, host, tagger)
-    toolbox = toolbox or toolbox_room(options, host)
+    toolbox = toolbox or toolbox_room(options.data, host, strangers=options.listen)
 
     def checkpoints() -> list[Path]:
         named = [options.checkpoint.absolute()] if options.checkpoint else []
@@ -230,11 +231,12 @@ def build_app(options: Options) -> FastAPI:
     from fastapi.responses import FileResponse, Response
 
     from extensions_lib.ui.completions import add_route, host_sources
+    from extensions_lib.ui.toolbox_room import toolbox_room
 
     head = page_head(options.lang)
     host, tagger = new_host(options), tagger_room(options)
     training = training_room(options, host, tagger)
-    toolbox = toolbox_room(options, host)
+    toolbox = toolbox_room(options.data, host, strangers=options.listen)
     page, room = build_page(options, tagger, training, host, toolbox)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -257,7 +259,7 @@ def build_app(options: Options) -> FastAPI:
     add_route(app, lambda: host_sources(host))
     add_tagger_routes(app, options, tagger)
     add_training_routes(app, options, training)
-    add_toolbox_routes(app, options, toolbox)
+    toolbox.add_routes(app, options.api_auth)
     outputs = [str(room.outputs.root.absolute())]
     app = gr.mount_gradio_app(app, page, path="/", allowed_paths=outputs, show_error=True)
     app.add_middleware(OwnPage, head=head)
@@ -300,45 +302,6 @@ def add_training_routes(app: FastAPI, options: Options, training: TrainingRoom) 
 
     add_routes(app, training.service, dependencies=basic_dependencies(options.api_auth))
     training.add_page_routes(app)
-
-
-def toolbox_room(options: Options, host: StandaloneHost) -> ToolboxRoom:
-    """What the tab and REST work with; files are those of the host that makes the pictures."""
-    from extensions_lib.api.toolbox_orders import Desk
-    from extensions_lib.toolbox import sorts
-    from extensions_lib.ui.toolbox_room import ToolboxRoom
-
-    data = options.data.absolute()
-
-    def place() -> Any:
-        from extensions_lib.hosts.standalone.place import StandalonePlace
-
-        return StandalonePlace(host)
-
-    def folders(sort: str) -> list[Path]:
-        more = {
-            sorts.CHECKPOINT: [data / "models" / "demo"],
-            sorts.EMBEDDING: [data / "models" / "embeddings"],
-        }
-        return [data / sorts.PLACES[sort], *more.get(sort, [])] if sort in sorts.PLACES else []
-
-    def loaded() -> Path | None:
-        try:
-            return host.checkpoint
-        except CrucibleError:  # there is none yet
-            return None
-
-    below = data if options.listen else None
-    return ToolboxRoom(Desk(data, folders, loaded, place, data / "cache", below))
-
-
-def add_toolbox_routes(app: FastAPI, options: Options, toolbox: ToolboxRoom) -> None:
-    """The toolbox by REST, and what the script of its tab asks."""
-    from extensions_lib.api.auth import basic_dependencies
-    from extensions_lib.api.toolbox import add_routes
-
-    add_routes(app, toolbox.service, dependencies=basic_dependencies(options.api_auth))
-    toolbox.add_page_routes(app)
 
 
 def tagger_room(options: Options) -> TaggerRoom:

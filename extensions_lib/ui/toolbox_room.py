@@ -10,13 +10,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from extensions_lib.api.auth import basic_dependencies
 from extensions_lib.api.toolbox import PREFIX, Service, add_routes
 from extensions_lib.api.toolbox_orders import Desk
+from extensions_lib.errors import CrucibleError
+from extensions_lib.toolbox import sorts
 from extensions_lib.ui.jobs import Jobs
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from extensions_lib.hosts.standalone import StandaloneHost
     from extensions_lib.toolbox.merge import Merging
 
 _NAME = "crucible-merge"  # by which a prompt names what is looked at
@@ -43,6 +47,11 @@ class ToolboxRoom:
     def add_page_routes(self, app: Any) -> None:
         """Adds the routes for the tab's own script."""
         add_routes(app, self.service, self.route)
+
+    def add_routes(self, app: Any, auth: str = "") -> None:
+        """Adds those for programs too; `auth`: user:password that they must send."""
+        add_routes(app, self.service, dependencies=basic_dependencies(auth))
+        self.add_page_routes(app)
 
     def preview(
         self,
@@ -83,3 +92,29 @@ class ToolboxRoom:
             with place.shown(_NAME, lambda: Snapshot(network.adapters, 0)):
                 tagged = Sample(f"{prompt} <lora:{_NAME}:1>", seed=seed, cfg=cfg)
                 return [self._plain[1], place.picture(tagged, stop)]
+
+
+def toolbox_room(data: Path, host: StandaloneHost, *, strangers: bool) -> ToolboxRoom:
+    """The room of the standalone page. `data` holds models/; files are those of its host."""
+    root = data.absolute()
+
+    def place() -> Any:
+        from extensions_lib.hosts.standalone.place import StandalonePlace
+
+        return StandalonePlace(host)
+
+    def folders(sort: str) -> list[Path]:
+        more = {
+            sorts.CHECKPOINT: [root / "models" / "demo"],
+            sorts.EMBEDDING: [root / "models" / "embeddings"],
+        }
+        return [root / sorts.PLACES[sort], *more.get(sort, [])] if sort in sorts.PLACES else []
+
+    def loaded() -> Path | None:
+        try:
+            return host.checkpoint
+        except CrucibleError:  # there is none yet
+            return None
+
+    below = root if strangers else None
+    return ToolboxRoom(Desk(root, folders, loaded, place, root / "cache", below))
