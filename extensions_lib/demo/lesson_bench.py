@@ -39,9 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        (root / "models" / "demo").mkdir(parents=True)
-        for file in (ROOT / "models" / "demo").iterdir():
-            shutil.copyfile(file, root / "models" / "demo" / file.name)
+        shutil.copytree(ROOT / "models" / "demo", root / "models" / "demo")
         host = StandaloneHost(root=root, threads=options.threads)
         seconds = train(host, root)
         print(f"trained in {seconds:.0f} s")

@@ -113,7 +113,8 @@ class Desk:
             return Done(self.view, (NOTHING[word],))
         said = [f"{word.capitalize()}: {moved.entry.title}"]
         if moved.kept:
-            said.append(f"{len(moved.kept)} captions stayed as another program left them.")
+            stayed = counted(len(moved.kept), "caption")
+            said.append(f"{stayed} stayed as another program left them.")
         return Done(self.view, tuple(said), changed=True, redraw=True)
 
 

@@ -71,7 +71,7 @@ def tagger(window: Visit) -> Iterator[Visit]:
     pressed = []
     while name := window.page.evaluate(press_one):
         pressed.append(name)
-        assert len(pressed) < 30, pressed
+        assert len(pressed) < 100, pressed
         window.page.wait_for_timeout(100)
 
 
