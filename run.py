@@ -222,7 +222,6 @@ def hand_over(arguments):
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
     # Set here already, so that no library can look for a newer version while it loads.
     env.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    env.setdefault("HF_HUB_OFFLINE", "1")
     env.setdefault("PYTHONUTF8", "1")
     env["CRUCIBLE_STARTED"] = repr(STARTED)
     command = [str(venv_python()), "-m", "extensions_lib.cli", *arguments]

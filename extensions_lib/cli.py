@@ -83,6 +83,12 @@ def make_parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
 
         train_options(train_parser)
         common_options(train_parser)
+    cache_parser = commands.add_parser("cache", help="latents and text states, ahead of training")
+    if "cache" in given:
+        from extensions_lib.ui.cache_command import cache_options
+
+        cache_options(cache_parser)
+        common_options(cache_parser)
     bench_parser = commands.add_parser("bench", help="a benchmark; its own options follow the name")
     bench_parser.add_argument("name", choices=sorted(BENCHES), metavar="|".join(sorted(BENCHES)))
     commands.add_parser("build-demo", help="train the demo checkpoint and its networks anew")

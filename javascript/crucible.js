@@ -291,7 +291,8 @@
     // --- keys ---------------------------------------------------------------------------------
 
     // The main buttons, of which one is in sight.
-    const MAIN = "#crucible-go, #crucible-one, #crucible-tagger-go, #crucible-prepare-go";
+    const MAIN = "#crucible-go, #crucible-one, #crucible-tagger-go, #crucible-prepare-go, "
+        + "#crucible-toolbox-about-go, .crucible-toolbox-actions button.primary";
 
     document.addEventListener("keydown", (event) => {
         if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {

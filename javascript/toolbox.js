@@ -106,7 +106,7 @@
             }}, "+ Add a network");
             this.place.append(el("h4", {}, field.querySelector("label > span")?.textContent ?? ""),
                 this.list, add);
-            field.after(this.place);
+            (field.closest(".form") ?? field).after(this.place);
             field.classList.add("crucible-wire");
             this.box.addEventListener("input", () => this.follow());
             this.told = null;
@@ -221,7 +221,8 @@
         const {whole, least} = JSON.parse(place.dataset.energy);
         const width = Math.max(320, place.clientWidth), right = width - RIGHT, bottom = HEIGHT - BOTTOM;
         const most = whole.length;
-        const lowest = Math.max(0, Math.floor(Math.min(whole[0], least[0][0]) * 10) / 10);
+        const start = Math.min(whole[0], least[0][0]);
+        const lowest = [0.96, 0.9, 0.8, 0.6, 0.4, 0.2, 0].find((each) => each <= start);
         const x = (rank) => LEFT + (most > 1 ? (rank - 1) / (most - 1) : 0.5) * (right - LEFT);
         const y = (share) => bottom - ((share - lowest) / (1 - lowest || 1)) * (bottom - TOP);
         const path = (values) => values.map(

@@ -91,10 +91,13 @@ class Desk:
         return path
 
     def _of_name(self, name: str) -> Path | None:
-        for sort in sorts.PLACES:
-            for each in self.listed(sort):
-                if name in (each.name, each.stem):
-                    return each
+        for anew in (False, True):
+            if anew:
+                self._listed.clear()
+            for sort in sorts.PLACES:
+                for each in self.listed(sort):
+                    if name in (each.name, each.stem):
+                        return each
         return None
 
     def _check(self, path: Path) -> None:

@@ -47,15 +47,21 @@ _LATENTS, _INPAINTING = 4, 9  # input channels of a UNet, and of one that also t
 class Baking:
     """What goes into the checkpoint besides networks."""
 
-    other: str = option("", "a second checkpoint B: the result is A + alpha (B - A)")
-    minus: str = option("", "a third checkpoint C: the result is A + alpha (B - C)")
+    other: str = option(
+        "", "a second checkpoint B: the result is A + alpha (B - A)", label="Second checkpoint"
+    )
+    minus: str = option(
+        "", "a third checkpoint C: the result is A + alpha (B - C)", label="Third checkpoint"
+    )
     alpha: float | None = option(
         None, "how much of the second checkpoint; none: 0.5, or 1 with minus or blocks"
     )
     blocks: str = option(
         "", "times alpha, by block: a preset or 12, 17, 20 or 26 numbers as in <lora:…:lbw=…>"
     )
-    vae: str = option("", "VAE file, or a checkpoint with one, that takes the place of the VAE")
+    vae: str = option(
+        "", "VAE file, or a checkpoint with one, that takes the place of the VAE", label="VAE"
+    )
     prune: bool = option(True, "leave out averaged weights, optimizer state and other leftovers")
 
 

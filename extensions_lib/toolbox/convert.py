@@ -66,11 +66,12 @@ class Converting:
     dora_axis: str = option(
         SAME,
         "axis of a DoRA: in (A1111 reads this alone) or out; needs base",
+        label="DoRA axis",
         choices=(SAME, IN, OUT),
     )
     base: str = option("", "checkpoint that a DoRA was made for")
     prune: bool = option(False, "of a checkpoint: leave out averaged weights, optimizer, leftovers")
-    ema: bool = option(False, "of a checkpoint: take the averaged (EMA) weights")
+    ema: bool = option(False, "of a checkpoint: take the averaged (EMA) weights", label="EMA")
     prediction: str | None = option(
         None, "what an SD2 checkpoint predicts, for a folder", choices=PREDICTIONS
     )

@@ -56,14 +56,15 @@ class Looking:
         most = options.max_validation_steps or -(-_MEASURED // options.train_batch_size)
         self._validation = Validation(loop, data.validation or data, most)
 
-    def at_first(self, outputs: Outputs, record: Record, say: Say, stop: threading.Event) -> None:
+    def at_first(self, outputs: Outputs, record: Record, say: Say, stop: threading.Event) -> bool:
         """Before the first step."""
         self._measure(record, say)
         if self._options.sample_at_first:
             self._make_samples(outputs, record, say, stop)
+        return False
 
-    def after_step(self, outputs: Outputs, record: Record, say: Say, stop: threading.Event) -> None:
-        """What is due after the last step that was done."""
+    def after_step(self, outputs: Outputs, record: Record, say: Say, stop: threading.Event) -> bool:
+        """What is due after the last step that was done; whether samples were."""
         options, done, steps = self._options, self._loop.done, self._loop.options.max_train_steps
         per_epoch = len(self._loop.data) / options.gradient_accumulation_steps
         if (
@@ -74,8 +75,10 @@ class Looking:
         every = options.sample_every_n_steps
         if every is None and options.sample_every_n_epochs is None:
             every = _share(steps, _SAMPLES)
-        if done == steps or is_due(done, per_epoch, every, options.sample_every_n_epochs):
-            self._make_samples(outputs, record, say, stop)
+        if done < steps and not is_due(done, per_epoch, every, options.sample_every_n_epochs):
+            return False
+        self._make_samples(outputs, record, say, stop)
+        return bool(self._samples)
 
     def _measure(self, record: Record, say: Say) -> None:
         losses = []

@@ -36,6 +36,10 @@ class SavingOptions:
     save_every_n_epochs: int | None = option(
         None, "also saves on the way, after so many epochs", group="Saving", low=1
     )
+    save_with_samples: bool = option(
+        True, "also saves where samples are made, so that any can be used; no checkpoints",
+        group="Saving",
+    )  # fmt: skip
     save_last_n_steps: int | None = option(
         None, "of these keeps those of the last so many steps", group="Saving", low=1
     )

@@ -265,8 +265,9 @@ class Run:
             except Stopped:
                 break
             self._after(step, loop, per_epoch)
-            self._write_if_due(loop, per_epoch)
-            self._look(looking.after_step)
+            saved = self._write_if_due(loop, per_epoch)
+            if self._look(looking.after_step) and not saved:
+                self._write_with_samples(loop)
 
     def _paused(self) -> None:
         self._say(state="paused")
@@ -293,32 +294,40 @@ class Run:
             seconds_left=left,
         )
 
-    def _look(self, what: Callable[..., None]) -> None:
-        """Measures and makes samples where this process is the one to do so."""
+    def _look(self, what: Callable[..., bool]) -> bool:
+        """Measures and makes samples, if this process is the one to; whether it made any."""
         if not self._writes:
-            return
+            return False
         try:
-            what(self.outputs, self.record, self._say, self._stop)
+            return what(self.outputs, self.record, self._say, self._stop)
         except Stopped:
-            return  # the loop sees the same wish
+            return False  # the loop sees the same wish
         finally:
             self._say(doing="", done=0, of=0)
             self._pace.rest()
 
     # --- writing ------------------------------------------------------------------------------
 
-    def _write_if_due(self, loop: Loop, per_epoch: float) -> None:
+    def _write_with_samples(self, loop: Loop) -> None:
+        wanted = self.options.save_with_samples and self.options.train != "checkpoint"
+        if wanted and loop.done < loop.options.max_train_steps:
+            self._write_if_possible(loop)
+
+    def _write_if_due(self, loop: Loop, per_epoch: float) -> bool:
+        """What is due after a step; whether what is learnt was written."""
         options, done = self.options, loop.done
         due = is_due(done, per_epoch, options.save_every_n_steps, options.save_every_n_epochs)
         every = options.save_state_every_n_steps
         if self._save.is_set() or (due and done < loop.options.max_train_steps):
             self._save.clear()
             self._write_if_possible(loop)
-        elif every and done % every == 0:
+            return True
+        if every and done % every == 0:
             try:
                 self._write_state(loop)
             except FileProblem as problem:
                 self.record.add(done, said=f"The state of step {done} is not saved: {problem}")
+        return False
 
     def _write_if_possible(self, loop: Loop) -> None:
         """On the way. A full disk loses this one alone, and the run goes on."""

@@ -365,6 +365,7 @@ def bound_socket(options: Options) -> socket.socket:
             place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             place.bind((address, port))
+            place.listen()  # until one listens, another program may bind it too
         except OSError:
             place.close()
             continue
@@ -383,7 +384,6 @@ def can_open_browser() -> bool:
 def serve(options: Options) -> int:
     """Serves the page until Ctrl+C; says on stderr when it is ready. Returns the exit status."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["HF_HUB_OFFLINE"] = "1"
     started = options.started or time.time()
     place = bound_socket(options)
     import uvicorn

@@ -31,7 +31,7 @@ FILTER = """
 """
 TAGS = """
 <form class="crucible-edit-find" data-crucible-live="tags">
-  <input class="crucible-field" name="find" type="search" placeholder="find"
+  <input class="crucible-field" name="find" type="search" placeholder="find a tag"
     aria-label="Find a tag" autocomplete="off" spellcheck="false">
   <select class="crucible-field" name="order" aria-label="Order">
     <option value="frequency">by frequency</option>

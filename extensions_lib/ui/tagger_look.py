@@ -23,8 +23,11 @@ Changes = dict[Any, Any]
 Read = Callable[[tuple[Any, ...]], Order]
 
 
-class Seen(NamedTuple):
-    """The picture that is looked at, and what the models said about it."""
+@dataclass(frozen=True)
+class Seen:
+    """The picture that is looked at, and what the models said about it. (As a tuple, gradio would
+    keep a list.)
+    """
 
     place: int = 0  # among the pictures of the folder
     models: tuple[str, ...] = ()

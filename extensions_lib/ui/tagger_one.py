@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from threading import Event
 from typing import Any, NamedTuple
 
@@ -28,8 +29,9 @@ from extensions_lib.ui.tagger_run import alone, bar, load
 PREFIX = "crucible-one"
 
 
-class Heard(NamedTuple):
-    """What the models said of the picture."""
+@dataclass(frozen=True)
+class Heard:
+    """What the models said of the picture. (As a tuple, gradio would keep a list.)"""
 
     models: tuple[str, ...] = ()
     said: tuple[Any, ...] = ()
@@ -135,7 +137,8 @@ def _ask(
         names = tuple(runner.key.name for runner in runners)
         return Heard(names, tuple(found), tuple(device_notes(runners)), devices(runners))
 
-    yield {tab.go: gr.update(interactive=False), tab.stop: gr.update(interactive=True)}
+    busy: Changes = {tab.go: gr.update(interactive=False), tab.stop: gr.update(interactive=True)}
+    yield {**busy, tab.notes: "", tab.bars: "", tab.caption: "", tab.heard: Heard()}
     for update in jobs.run(window, job):
         if update.state == "done":
             yield {**rest, **_told(tab, room, asked, update.result)}

@@ -110,10 +110,10 @@ def _place(room: ToolboxRoom, report: Any) -> tuple[str, Any]:
     if home is None:
         nowhere = report.sort not in (sorts.FOLDER, "")
         return (_line("It has no place in a WebUI.") if nowhere else ""), hidden
-    shown = room.desk.shown(home)
     if room.desk.is_at_home(report.path, report.sort):
-        return _line("It lies where it belongs:", shown), hidden
-    return _line("It belongs in", shown), gr.update(visible=True, value="Move it there")
+        return _line("It lies where it belongs."), hidden
+    shown = room.desk.shown(home)
+    return _line("It belongs in", shown), gr.update(visible=True)
 
 
 def _line(sentence: str, path: str = "") -> str:

@@ -97,14 +97,21 @@ def _facts(report: Report, against: str, hashing: bool) -> str:
     rows += [("", plain(note)) for note in report.notes]
     if report.tensors:
         rows.append(("Tensors", plain(f"{report.tensors} ({_counts(report.dtypes)})")))
-    for name, value in report.hashes.items():
-        rows.append((name, f'<code translate="no">{html.escape(value)}</code>'))
+    hashes = [
+        (name, f'<code translate="no">{html.escape(value)}</code>')
+        for name, value in report.hashes.items()
+    ]
     if hashing:
-        rows.append(("sha256", '<i class="crucible-toolbox-soon">…</i>'))
+        hashes = [("sha256", "…")]
+    return f'<div class="crucible-toolbox-facts">{_rows(rows)}{_rows(hashes)}</div>'
+
+
+def _rows(rows: Sequence[tuple[str, str]]) -> str:
+    """Labels, and pieces of HTML beside them; "" where there is nothing to say."""
     inside = "".join(
         f"<dt>{pieces.words(label)}</dt><dd>{value}</dd>" for label, value in rows if value
     )
-    return f"<dl>{inside}</dl>"
+    return f"<dl>{inside}</dl>" if inside else ""
 
 
 def _of_network(report: Report) -> list[tuple[str, str]]:

@@ -60,7 +60,7 @@ def build_preview() -> Preview:
                 1, label="Seed", precision=0, minimum=0, scale=1, min_width=110,
                 elem_id=f"{PREFIX}-preview-seed",
             )  # fmt: skip
-        work = work_fields("preview", "Preview the merge", "Making the picture …")
+        work = work_fields("preview", "Preview the merge", "Making the picture …", main=False)
     return Preview(prompt, seed, work)
 
 

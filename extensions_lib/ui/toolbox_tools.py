@@ -36,6 +36,7 @@ class Look:
     inputs: Mapping[str, tuple[str, str, str]]
     first: Sequence[Sequence[str]]
     button: Callable[[Any, Mapping[str, Any]], str]
+    beside: str = ""  # an option beside the name of the result
     sorts: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -57,7 +58,7 @@ LOOKS: Mapping[str, Look] = {
         {"file": ("File or diffusers folder", "path, or the name of a model", _ANY)},
         (("to",), ("naming",), ("prune", "ema")),
         lambda how, _: f"Convert to {how.to}",
-        {"base": "checkpoint"},
+        sorts={"base": "checkpoint"},
     ),
     "resize": Look(
         "Resize",
@@ -65,14 +66,15 @@ LOOKS: Mapping[str, Look] = {
         {"file": ("Network", "path, or its name", "network")},
         (("rank", "rule", "target"),),
         lambda how, _: f"Resize to rank {how.rank}" if how.rule == "rank" else "Resize by energy",
-        {"base": "checkpoint"},
+        sorts={"base": "checkpoint"},
     ),
     "merge": Look(
         "Merge",
         "Merging layers …",
         {"networks": ("Networks with their weights", "one a line, as in a tag: FILE:0.8", "network")},
-        (("rank",),),
+        (),
         lambda _, given: f"Merge {_count(given)} networks" if _count(given) > 1 else "Merge",
+        "rank",
         {"base": "checkpoint"},
     ),
     "extract": Look(
@@ -94,7 +96,7 @@ LOOKS: Mapping[str, Look] = {
         },
         (("other", "minus"), ("alpha", "blocks"), ("vae", "prune")),
         _bake_label,
-        {"other": "checkpoint", "minus": "checkpoint", "vae": "VAE"},
+        sorts={"other": "checkpoint", "minus": "checkpoint", "vae": "VAE"},
     ),
 }  # fmt: skip
 
@@ -141,7 +143,7 @@ def file_field(name: str, label: str, placeholder: str, sort: str, **told: Any) 
     """A field for a path; toolbox.js offers the host's files of a sort ("any": all) in it."""
     return gr.Textbox(
         label=label, placeholder=placeholder, max_lines=1, elem_id=f"{PREFIX}-{name}",
-        elem_classes=["crucible-option", "crucible-file", f"crucible-of-{sort}"], **told,
+        elem_classes=["crucible-file", f"crucible-of-{sort}"], **told,
     )  # fmt: skip
 
 
@@ -153,18 +155,14 @@ def build_tool(word: str, room: ToolboxRoom) -> ToolTab:
     output = OptionForm(Output, f"{prefix}-output")
     given = _inputs(word, look)
     energy = preview = None
-    first = {name for row in look.first for name in row}
+    first = {look.beside, *(name for row in look.first for name in row)}
     for row in look.first:
         with gr.Row():
             for name in row:
                 _option(how, name, look)
-    if word == "resize":
-        energy = _energy()
-    if rest := [name for name in how.options if name not in first]:
-        with gr.Accordion("More options", open=False, elem_id=f"{prefix}-more"):
-            for name in rest:
-                _option(how, name, look)
     with gr.Row():
+        if look.beside:
+            _option(how, look.beside, look)
         output.field(
             "out", label="Name of the result", placeholder="made from the input's",
             info="in the folder of such files, or a path", scale=3, min_width=220,
@@ -174,8 +172,14 @@ def build_tool(word: str, room: ToolboxRoom) -> ToolTab:
             "number", label="Number it where the name is taken", info=None, scale=2, min_width=160
         )
     work = work_fields(word, look.label, look.doing)
+    if word == "resize":
+        energy = _energy()
     if word == "merge":
         preview = build_preview()
+    if rest := [name for name in how.options if name not in first]:
+        with gr.Accordion("More options", open=False, elem_id=f"{prefix}-more"):
+            for name in rest:
+                _option(how, name, look)
     tab = ToolTab(word, room, given, how, output, work, energy, preview)
     _wire(tab, look)
     return tab
@@ -208,7 +212,9 @@ def _option(form: OptionForm[Any], name: str, look: Look) -> None:
 
 def _energy() -> WorkFields:
     with gr.Group(elem_id=f"{PREFIX}-energy"):
-        return work_fields("spectrum", "Show the energy by rank", "Decomposing layers …")
+        return work_fields(
+            "spectrum", "Show the energy by rank", "Decomposing layers …", main=False
+        )
 
 
 def _wire(tab: ToolTab, look: Look) -> None:

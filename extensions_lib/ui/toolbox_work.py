@@ -35,10 +35,11 @@ class WorkFields:
     told: gr.HTML
 
 
-def work_fields(name: str, label: str, doing: str) -> WorkFields:
-    """Builds the row of the main button, and the place below."""
-    with gr.Row(elem_classes=["crucible-toolbox-actions"]):
-        go = gr.Button(label, variant="primary", scale=4, elem_id=f"{PREFIX}-{name}-go")
+def work_fields(name: str, label: str, doing: str, *, main: bool = True) -> WorkFields:
+    """Builds the row of a button, and the place below. `main`: it is what the tab is for."""
+    variant = "primary" if main else "secondary"
+    with gr.Row(elem_classes=[f"crucible-toolbox-{'actions' if main else 'more'}"]):
+        go = gr.Button(label, variant=variant, scale=4, elem_id=f"{PREFIX}-{name}-go")
         stop = gr.Button(
             "Stop", variant="stop", scale=1, min_width=90, interactive=False,
             elem_id=f"{PREFIX}-{name}-stop",

@@ -47,7 +47,7 @@ def train(arguments: argparse.Namespace) -> int:
     from extensions_lib.training.preflight import look_ahead
     from extensions_lib.training.runs import Runs
 
-    options, checkpoint, notes = (None, None, []) if arguments.resume else _options(arguments)
+    options, checkpoint, notes = (None, None, []) if arguments.resume else told_options(arguments)
     with ranks.joined() as rank:
         host = StandaloneHost(
             arguments.checkpoint or checkpoint,
@@ -76,7 +76,9 @@ def train(arguments: argparse.Namespace) -> int:
     return 0 if status.state in ("done", "stopped") and status.step else 1
 
 
-def _options(arguments: argparse.Namespace) -> tuple[TrainingOptions, str | None, Sequence[str]]:
+def told_options(
+    arguments: argparse.Namespace,
+) -> tuple[TrainingOptions, str | None, Sequence[str]]:
     """The options of config, preset and arguments, the later before the earlier."""
     from extensions_lib.training.kohya import is_kohya, read_kohya
     from extensions_lib.training.options import TrainingOptions

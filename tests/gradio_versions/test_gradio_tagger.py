@@ -92,6 +92,19 @@ def test_the_button_says_what_it_will_do(page: Page, photos: Path) -> None:  # n
     assert "2 of 3 pictures have captions already" in str(made["crucible-tagger-notes"])
 
 
+def test_a_threshold_moves_before_anything_was_asked(page: Page) -> None:  # noqa: F811
+    for tab, told in (("one", "bars"), ("tagger", "bars")):
+        event = page.event(f"crucible-{tab}-select-general", "change")
+        made = page.call(event, *(page_value(page, name) for name in event.inputs))
+        assert not made[f"crucible-{tab}-{told}"] or "alert" not in str(made)
+
+
+def page_value(page: Page, name: str) -> Any:  # noqa: F811
+    """What stands in a field at first; nothing for a state."""
+    found = [e for e in page.components.values() if e["props"].get("elem_id") == name]
+    return found[0]["props"].get("value") if found else None
+
+
 def test_fields_of_the_tagger_are_kept_by_the_browser(page: Page) -> None:  # noqa: F811
     restoring = [e for e in page.events if "crucibleTagger?.restore" in e.js]
     remembering = {e.target for e in page.events if "crucibleTagger?.remember" in e.js}

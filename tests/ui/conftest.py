@@ -114,6 +114,9 @@ def start_server(data: Path, *options: str) -> Server:
     """Starts `run.py` as a person does and waits until it says that it is ready."""
     command = [sys.executable, "run.py", "--no-browser", "--threads", "1", "--data", str(data)]
     environment = {**os.environ, "CRUCIBLE_VENV": sys.prefix, "GRADIO_TEMP_DIR": str(data / "tmp")}
+    # As on a person's machine; a page that asks a hub without being told to would be seen.
+    del environment["HF_HUB_OFFLINE"]
+    environment |= {"HF_HOME": str(data / "hub"), "HF_ENDPOINT": "http://127.0.0.1:9"}
     process = subprocess.Popen(
         [*command, *options], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
     )

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from extensions_lib.demo import world
-from tests.ui.conftest import Server, Visit, arrive, open_page
+from tests.tagging.tiny_hub import Hub
+from tests.ui.conftest import ROOT, Server, Visit, arrive, open_page
 
 pytestmark = pytest.mark.browser
 
@@ -139,11 +140,23 @@ def test_a_folder_is_tagged_and_follows_the_threshold(tagger: Visit, photos: Pat
     assert rows >= len(before[0].split(", "))
     tagger.shot("tagger-folder")
     number = tagger.page.locator("#crucible-tagger-select-general input[type=number]")
+    first = run_shown(tagger)
     number.fill("1")
     number.press("Tab")
-    wait(tagger, lambda: texts(photos) != before)
+    wait(tagger, lambda: run_shown(tagger) not in (first, ""))
+    assert texts(photos) != before
     assert "pictures/s" not in result.inner_text()  # nothing was asked again
     tagger.page.locator("#crucible-tagger-bars li.crucible-below").first.wait_for()
+
+    line = tagger.page.locator("#crucible-tagger-bars [data-threshold]").first
+    line.scroll_into_view_if_needed()
+    at, few = line.bounding_box(), texts(photos)
+    tagger.page.mouse.move(at["x"] + at["width"] / 2, at["y"] + at["height"] / 2)
+    tagger.page.mouse.down()
+    tagger.page.mouse.move(at["x"] - 100, at["y"], steps=4)
+    tagger.page.mouse.up()
+    wait(tagger, lambda: texts(photos) != few)
+    assert float(number.input_value()) < 1
 
 
 def test_what_people_wrote_is_asked_about(tagger: Visit, captioned: Path) -> None:
@@ -161,18 +174,21 @@ def test_what_people_wrote_is_asked_about(tagger: Visit, captioned: Path) -> Non
 
 def test_a_stopped_run_goes_on(tagger: Visit, tmp_path: Path) -> None:
     folder = tmp_path / "many"
-    drawn(folder, 250, 64)
+    drawn(folder, 1, 2000)  # takes a while to decode
+    large = (folder / "00.png").read_bytes()
+    for number in range(1, 60):
+        (folder / f"{number:02d}.png").write_bytes(large + bytes([number]))  # another file
     name_folder(tagger, folder)
-    said(tagger, "tagger-go", "Tag 250 pictures")
+    said(tagger, "tagger-go", "Tag 60 pictures")
     tagger.page.locator("#crucible-tagger-go").click()
-    said(tagger, "tagger-progress", re.compile(r"[1-9]\d*/250"))
+    said(tagger, "tagger-progress", re.compile(r"[1-9]\d*/60"))
     tagger.page.locator("#crucible-tagger-stop").click()
     result = said(tagger, "tagger-result", "Stopped after").inner_text()
-    done = int(re.search(r"(\d+)/250", result)[1])  # type: ignore[index]
-    assert 0 < done < 250
+    done = int(re.search(r"(\d+)/60", result)[1])  # type: ignore[index]
+    assert 0 < done < 60
     wait(tagger, lambda: len(texts(folder)) >= done)
     tag(tagger)
-    assert len(texts(folder)) == 250
+    assert len(texts(folder)) == 60
 
 
 def test_a_folder_is_chosen_by_looking(tagger: Visit, photos: Path) -> None:
@@ -237,7 +253,35 @@ def test_one_picture_to_the_prompt(tagger: Visit, photos: Path) -> None:
         "document.querySelector('#crucible-one-caption textarea').value.endsWith('best quality')"
     )
     tagger.page.locator("#crucible-one-send").click()
-    assert tagger.prompt_text() == f"{caption}, best quality"
+    wait(tagger, lambda: tagger.prompt_text() == f"{caption}, best quality")
+
+
+def test_a_model_is_downloaded_when_asked_for(tagger: Visit, photos: Path) -> None:
+    page, demo = tagger.page, ROOT / "models" / "demo-tagger"
+    repo = "SmilingWolf/wd-vit-tagger-v3"
+    files = ("model.onnx", "selected_tags.csv")
+    hub = Hub({f"{repo}/{name}": (demo / name).read_bytes() for name in files})
+    tagger.tab("One picture")
+    names = page.locator("#crucible-one-names input")
+    names.click()
+    page.locator("[role=option]", has_text="wd-vit-tagger-v3").click()
+    names.press("Escape")
+    drop = page.locator("#crucible-one-picture input[type=file]")
+    if not drop.count():
+        page.locator("#crucible-one-picture [aria-label=Clear]").click()
+    drop.set_input_files(photos / "00.png")
+    said(tagger, "one-notes", "allow its download")
+    assert not hub.asked
+    page.locator("#crucible-one-models-download input").check()
+    page.locator("#crucible-one-models-group-models button").first.click()
+    page.locator("#crucible-one-models-mirror :is(input, textarea)").fill(hub.endpoint)
+    page.locator("#crucible-one").click()
+    said(tagger, "one-bars", "asked on CPU")
+    assert len(hub.gets()) >= 2
+    hub.close()
+    names.click()
+    page.locator("[role=option]", has_text="wd-vit-tagger-v3").click()
+    names.press("Escape")
 
 
 # --- edit -------------------------------------------------------------------------------------

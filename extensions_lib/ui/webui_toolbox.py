@@ -1,0 +1,97 @@
+"""The toolbox in a WebUI: its tab, and REST routes under the WebUI's own rules of who may ask."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from extensions_lib.ui import webui, webui_tagger
+
+if TYPE_CHECKING:
+    from extensions_lib.models.place import Place
+    from extensions_lib.ui.toolbox_room import ToolboxRoom
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@cache
+def room() -> ToolboxRoom:
+    """What the tab and REST work with: the WebUI's own folders and its checkpoint."""
+    from modules import paths
+
+    from extensions_lib.api.toolbox_orders import Desk
+    from extensions_lib.ui.toolbox_room import ToolboxRoom
+
+    below = webui_tagger.room().only_below
+    base = Path(paths.data_path).absolute()
+    return ToolboxRoom(Desk(base, _folders, _loaded, _place, ROOT / "cache", below))
+
+
+def _folders(sort: str) -> list[Path]:
+    """Where the WebUI looks for files of a sort: what its arguments name, and its usual folders."""
+    from modules import paths, shared
+
+    from extensions_lib.toolbox import sorts
+
+    if sort not in sorts.PLACES:
+        return []
+    named = {
+        sorts.NETWORK: ("lora_dir", "lyco_dir_backcompat"),
+        sorts.CHECKPOINT: ("ckpt_dir", "ckpt_dirs"),
+        sorts.VAE: ("vae_dir", "vae_dirs"),
+        sorts.EMBEDDING: ("embeddings_dir",),
+        sorts.HYPERNETWORK: ("hypernetwork_dir",),
+        sorts.LLLITE: ("controlnet_dir",),
+        sorts.CONTROLNET: ("controlnet_dir",),
+    }
+    found: list[Path] = []
+    for name in named.get(sort, ()):
+        told = getattr(shared.cmd_opts, name, None) or []
+        found += [Path(each) for each in ([told] if isinstance(told, str) else told) if each]
+    place = sorts.PLACES[sort]
+    inside = place.removeprefix("models/")
+    usual = Path(paths.data_path) / place if inside == place else Path(paths.models_path) / inside
+    # the WebUI fills some arguments in by itself, also with folders that are not there
+    there = [each.absolute() for each in found if each.is_dir()]
+    return list(dict.fromkeys([*there, usual.absolute()]))
+
+
+def _loaded() -> Path | None:
+    """The checkpoint that the settings name; it may not be loaded yet."""
+    from modules import sd_models, shared
+
+    info = sd_models.checkpoint_aliases.get(shared.opts.sd_model_checkpoint)
+    return None if info is None else Path(info.filename)
+
+
+def _place() -> Place:
+    from extensions_lib.hosts.webui_host import WebUIHost
+    from extensions_lib.hosts.webui_place import WebUIPlace
+
+    return WebUIPlace(WebUIHost(webui.session()))
+
+
+def tabs() -> list[tuple[Any, str, str]]:
+    """Our tab of the page."""
+    import gradio as gr
+
+    from extensions_lib.ui.toolbox_tab import build_toolbox_tab
+
+    with gr.Blocks(analytics_enabled=False) as page:
+        build_toolbox_tab(room(), page)
+    for block in page.blocks.values():
+        # The browser keeps our fields; of several with one label the WebUI's own file keeps one.
+        block.do_not_save_to_config = True
+    return [(page, "Toolbox", "crucible_toolbox")]
+
+
+def app_started(_: Any, app: Any) -> None:
+    """The server stands. Without `--api` the WebUI answers no programs, and neither do we."""
+    from extensions_lib.api.auth import host_dependencies
+    from extensions_lib.api.toolbox import add_routes
+
+    room().add_page_routes(app)
+    dependencies = host_dependencies(app)
+    if dependencies is not None:
+        add_routes(app, room().service, dependencies=dependencies)
