@@ -59,7 +59,7 @@
                 }, SETTLED);
                 const found = names.map(
                     (name, i) => (Object.hasOwn(kept, name) ? kept[name] : values[i]));
-                setTimeout(mark, SETTLED, found);
+                setTimeout(() => mark(form.latest ?? found), SETTLED);
                 return found;
             },
 
@@ -75,7 +75,9 @@
             // The values again, one of them as it was at first.
             reset(values) {
                 const place = form.names.indexOf(form.reset);
-                return values.map((value, i) => (i === place ? form.defaults[i] : value));
+                const again = values.map((value, i) => (i === place ? form.defaults[i] : value));
+                mark(again);
+                return again;
             },
         };
     };

@@ -267,8 +267,7 @@ class Desk:
     def new_files(self) -> None:
         """Files came: lists are read anew, and the host looks through its folders."""
         self._listed.clear()
-        if self._place is not None:
-            self._place.new_files()
+        self.here().new_files()
 
 
 def options_of(word: str, values: Mapping[str, Any]) -> tuple[Any, Output, dict[str, Any]]:

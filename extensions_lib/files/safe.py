@@ -139,8 +139,8 @@ def write_safetensors(
 ) -> None:
     """Writes tensors and metadata as one safetensors file, atomically, a tensor at a time.
 
-    The bytes are those the safetensors library would write. `fresh` as in `atomic_write`. Raises FileProblem (metadata that is
-    not text, a dtype the format lacks, a full disk).
+    The bytes are those the safetensors library would write. `fresh` as in `atomic_write`.
+    Raises FileProblem (metadata that is not text, a dtype the format lacks, a full disk).
     """
     chunks = serialised(tensors, metadata or {}, str(path))
     first = next(chunks)  # so that a bad dtype or metadata is found before anything is written

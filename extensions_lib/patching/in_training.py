@@ -201,7 +201,7 @@ class _Weight:
 
 
 def _added(y: Tensor, one: Tensor, other: Tensor, scale: float) -> Tensor:
-    """y + scale · one · other; in one operation, forward and backward, where the dtypes allow it."""
+    """y + scale · one · other; in one operation, and one backward, where the dtypes allow it."""
     if y.dtype != one.dtype:
         return y + (scale * torch.matmul(one, other)).to(y.dtype)
     product = torch.addmm if y.dim() == 2 else torch.baddbmm

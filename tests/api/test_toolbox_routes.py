@@ -38,14 +38,22 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
+class Shelves:
+    """A place of which nothing but its list of files is needed."""
+
+    def __init__(self) -> None:
+        self.looked_through = 0
+
+    def new_files(self) -> None:
+        self.looked_through += 1
+
+
 def desk(data: Path, only_below: Path | None = None) -> Desk:
     def folders(sort: str) -> Sequence[Path]:
         return [data / sorts.PLACES[sort]] if sort in sorts.PLACES else []
 
-    def place() -> Any:
-        raise AssertionError("no model is needed for this")
-
-    return Desk(data, folders, lambda: None, place, data / "cache", only_below)
+    shelves: Any = Shelves()
+    return Desk(data, folders, lambda: None, lambda: shelves, data / "cache", only_below)
 
 
 def client(data: Path, only_below: Path | None = None, auth: str = "") -> TestClient:
@@ -256,6 +264,7 @@ def test_a_file_given_to_the_page_may_be_named(data: Path, tmp_path: Path) -> No
     found.dropped.add(away)
     assert found.inspect(str(away), hashes=False).what == "LoRA"
     assert found.move(str(away)) == data / "models" / "Lora" / "away.safetensors"
+    assert found.here().looked_through == 1  # type: ignore[attr-defined]
     assert away not in found.dropped
 
 

@@ -16,6 +16,11 @@ from extensions_lib.tagging.pool import Models
 from extensions_lib.tagging.run import Run
 from extensions_lib.tagging.selection import Selection
 from extensions_lib.tagging.writer import Output
+from extensions_lib.toolbox.bake import Baking
+from extensions_lib.toolbox.convert import Converting
+from extensions_lib.toolbox.extract import Extracting
+from extensions_lib.toolbox.merge import Merging
+from extensions_lib.toolbox.resize import Resizing
 from extensions_lib.training.options import TrainingOptions
 from extensions_lib.ui import pieces
 from extensions_lib.ui.cards import Card, card_html, cards_html, folders_html, preferred_weight
@@ -23,7 +28,9 @@ from extensions_lib.ui.pictures import OutputFolder, numbered
 
 EVIL = '<script>alert("1")</script>'
 ROOT = Path(__file__).resolve().parents[2]
-FORMS = (Selection, Models, Run, Output, Preparation, TrainingOptions)  # options that a tab shows
+TOOL_OPTIONS = (Converting, Resizing, Merging, Extracting, Baking)
+# options that a tab shows
+FORMS = (Selection, Models, Run, Output, Preparation, TrainingOptions, *TOOL_OPTIONS)
 
 
 @pytest.mark.parametrize(
