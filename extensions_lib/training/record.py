@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ class Record:
     def __init__(self, folder: Path, upto: int = 0) -> None:
         self.path = folder / NAME
         self._lock = threading.Lock()
+        self.heard: list[Callable[[dict[str, Any]], None]] = []  # told of each new entry
         self._entries = [each for each in read_record(folder) if each["step"] <= upto]
         folder.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(each) + "\n" for each in self._entries)
@@ -36,6 +38,8 @@ class Record:
     def add(self, step: int, **told: Any) -> None:
         """Writes an entry. Raises FileProblem, with the entry kept in memory."""
         entry = {"step": step, **told}
+        for listener in self.heard:
+            listener(entry)
         with self._lock:
             self._entries.append(entry)
             try:

@@ -26,6 +26,7 @@ from extensions_lib.models.loaded import LoadedModel
 from extensions_lib.models.place import Place, Snapshot
 from extensions_lib.patching.checkpointing import Checkpointing
 from extensions_lib.training import ranks
+from extensions_lib.training.board import Board
 from extensions_lib.training.data import Run as DataRun
 from extensions_lib.training.data import TrainingData, read_training_data
 from extensions_lib.training.kinds import kind_of
@@ -82,7 +83,11 @@ class Run:
         self._resume_from = self._newest() if resume else None
         first = 0 if self._resume_from is None else int(self._resume_from.stem.split("-")[1])
         own = folder if self._writes else Path(tempfile.mkdtemp(prefix="crucible-"))
+        board = Board(own / "tensorboard") if options.tensorboard and self._writes else None
         self.record = Record(own, upto=first)
+        if board is not None:
+            self.record.heard.append(board)
+        self._board = board
         if self._writes:
             self.outputs.write_options()
         self._stop, self._save = threading.Event(), threading.Event()
@@ -158,6 +163,8 @@ class Run:
             if self._status.message:
                 self.record.add(self._status.step, said=self._status.message)
             self.record.close()
+            if self._board is not None:
+                self._board.close()
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

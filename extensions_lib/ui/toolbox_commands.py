@@ -33,7 +33,7 @@ def tool_options(parser: argparse.ArgumentParser, word: str) -> None:
 
     tool = TOOLS[word]
     for each in tool.inputs:
-        many = {"nargs": "+" if each.least else "*"} if each.many else {}
+        many: dict[str, Any] = {"nargs": "+" if each.least else "*"} if each.many else {}
         metavar = each.metavar or each.name
         parser.add_argument(each.name, metavar=metavar, help=each.help, **many)
     add_arguments(parser, tool.options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from extensions_lib.hosts.standalone import StandaloneHost
+    from extensions_lib.models.place import Sample
     from extensions_lib.toolbox.merge import Merging
 
 _NAME = "crucible-merge"  # by which a prompt names what is looked at
@@ -57,19 +58,18 @@ class ToolboxRoom:
         self,
         networks: list[str],
         how: Merging,
-        prompt: str,
-        seed: int,
+        sample: Sample,
         tell: Callable[[Any], None],
         stop: threading.Event,
     ) -> list[Image]:
-        """A picture without the networks, and one with what a merge would make of them.
+        """`sample` without the networks, and with what a merge would make of them.
 
-        Nothing of it stays on disk. Raises CrucibleError, Stopped.
+        Its CFG scale is the checkpoint's own. Nothing of it stays on disk. Raises CrucibleError, Stopped.
         """
         import tempfile
 
         from extensions_lib.files.networks import read_network
-        from extensions_lib.models.place import Sample, Snapshot
+        from extensions_lib.models.place import Snapshot
         from extensions_lib.toolbox.merge import merge
         from extensions_lib.toolbox.weighted import Weighted
         from extensions_lib.toolbox.work import Output, Watch
@@ -83,14 +83,14 @@ class ToolboxRoom:
             with place.turn(stop) as model:
                 structure = model.loaded.structure
             network = read_network(made.path, structure=structure)
-            cfg = float(place.about()["cfg"])
-            sample = Sample(prompt, seed=seed, cfg=cfg)
+            about = place.about()
+            sample = replace(sample, cfg=float(about["cfg"]))
             tell("picture")
-            subject = (place.about()["path"], sample)
+            subject = (about["path"], sample)
             if self._plain is None or self._plain[0] != subject:
                 self._plain = subject, place.picture(sample, stop)
             with place.shown(_NAME, lambda: Snapshot(network.adapters, 0)):
-                tagged = Sample(f"{prompt} <lora:{_NAME}:1>", seed=seed, cfg=cfg)
+                tagged = replace(sample, prompt=f"{sample.prompt} <lora:{_NAME}:1>")
                 return [self._plain[1], place.picture(tagged, stop)]
 
 

@@ -35,7 +35,7 @@ def build_toolbox_tab(room: ToolboxRoom, page: gr.Blocks) -> None:
                     tool = build_tool(word, room)
                 fields += tool.inputs
                 if tool.preview is not None:
-                    fields += [tool.preview.prompt, tool.preview.seed]
+                    fields += tool.preview.fields
             with gr.Tab("Caches", elem_id=f"{PREFIX}-tab-cache"):
                 fields += build_caches(room)
             with gr.Tab("Duplicates", elem_id=f"{PREFIX}-tab-folder"):

@@ -51,13 +51,19 @@ def _bake_label(how: Any, given: Mapping[str, Any]) -> str:
     return "Mix the checkpoints" if how.other else "Bake"
 
 
+_CONVERT = {
+    "safetensors": "Convert to safetensors",
+    "ckpt": "Convert to ckpt",
+    "pt": "Convert to pt",
+    "diffusers": "Convert to diffusers",
+}
 LOOKS: Mapping[str, Look] = {
     "convert": Look(
         "Convert",
         "Converting …",
         {"file": ("File or diffusers folder", "path, or the name of a model", _ANY)},
         (("to",), ("naming",), ("prune", "ema")),
-        lambda how, _: f"Convert to {how.to}",
+        lambda how, _: _CONVERT[how.to],
         sorts={"base": "checkpoint"},
     ),
     "resize": Look(

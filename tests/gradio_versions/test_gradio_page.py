@@ -156,6 +156,9 @@ def test_only_long_work_waits_in_line(page: Page) -> None:
     buttons = {"crucible-one", "crucible-one-picture"}
     buttons |= {"crucible-prepare-go", "crucible-prepare-look"}
     buttons |= {"crucible-training-go", "crucible-training-check"}
+    words = ("about", "convert", "resize", "spectrum", "merge", "preview", "extract", "bake")
+    buttons |= {f"crucible-toolbox-{word}-go" for word in (*words, "cache", "folder")}
+    buttons |= {"crucible-toolbox-about-file", "crucible-toolbox-drop", "crucible-toolbox-move"}
     # Captions follow these: a folder is written anew.
     follow = re.compile(r"crucible-tagger-(select-|run-join)")
     assert {e for e in waiting if not follow.match(e)} == {"crucible-go", *steps, *buttons}

@@ -228,6 +228,20 @@ def test_checkpointing_changes_nothing_but_memory(
     assert losses[0] == losses[1]
 
 
+def test_logs_for_tensorboard(runs: Runs, pictures: Path, tmp_path: Path) -> None:
+    wanted = replace(runner.options(pictures, 2), tensorboard=True)
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError:
+        with pytest.raises(CrucibleError, match="pip install tensorboard"):
+            runs.start(wanted)
+        assert not runs.past()
+        return
+    run = ended(runs.start(wanted))
+    [log] = (run.folder / "tensorboard").glob("events.*")
+    assert b"validation" in log.read_bytes() and b"lr/unet" in log.read_bytes()
+
+
 def test_broken_pictures_are_named_before_the_start(
     runs: Runs, pictures: Path, tmp_path: Path
 ) -> None:
