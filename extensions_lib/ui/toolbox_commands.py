@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from extensions_lib.options import add_arguments, from_arguments
 from extensions_lib.ui.terminal import Line, stopping
@@ -50,7 +50,8 @@ def run_tool(options: argparse.Namespace) -> int:
 
     tool = TOOLS[options.command]
     given = {each.name: getattr(options, each.name) for each in tool.inputs}
-    how, order = from_arguments(tool.options, options), from_arguments(Output, options)
+    how: Any = from_arguments(tool.options, options)
+    order = from_arguments(Output, options)
     with stopping() as stop, Line() as line:
         result = tool.run(given, how, order, Watch(line.count, stop))
     if isinstance(result, Baked):
