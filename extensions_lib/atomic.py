@@ -144,7 +144,7 @@ def atomic_write(
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
         if fresh:
-            place_new(temporary, target)
+            _place_fresh(temporary, target, asked)
         else:
             with contextlib.suppress(FileNotFoundError):  # there is no old file
                 shutil.copymode(target, temporary)
@@ -152,10 +152,6 @@ def atomic_write(
         placed = True
         if durable:
             _sync_folder(folder)
-    except FileExistsError as error:
-        raise FileProblem(
-            f"{asked}: has come to be there meanwhile and was left as it is; give another name"
-        ) from error
     except OSError as error:
         raise FileProblem(
             f"{asked}: cannot be written ({reason(error)}); the old file, if any, is unchanged"
@@ -164,6 +160,15 @@ def atomic_write(
         if not placed:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def _place_fresh(temporary: str, target: str, asked: Path) -> None:
+    try:
+        place_new(temporary, target)
+    except FileExistsError as error:
+        raise FileProblem(
+            f"{asked}: has come to be there meanwhile and was left as it is; give another name"
+        ) from error
 
 
 def _sync_folder(folder: str) -> None:

@@ -118,9 +118,7 @@ class Service:
             from extensions_lib.training.cache_options import Caching
 
             options = checked(Caching, values)
-            return lambda tell, stop: self.desk.write_caches(
-                options, lambda *at: tell(at), stop
-            )
+            return lambda tell, stop: self.desk.write_caches(options, lambda *at: tell(at), stop)
         path, base = _text(values, "path"), _text(values, "base")
         if word == "survey":
             return lambda tell, stop: self.desk.survey(path, watch(tell, stop))

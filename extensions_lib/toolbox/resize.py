@@ -80,9 +80,7 @@ def resize(
             made[layer] = _resized(layer, adapter, how, base, result)
     dtype = torch_precision(order.precision) or factor_precision(network)
     metadata = _metadata(network, how)
-    write_network(
-        result.path, made, metadata, dtype=dtype, family=network.family, fresh=True
-    )
+    write_network(result.path, made, metadata, dtype=dtype, family=network.family, fresh=True)
     return result
 
 

@@ -50,4 +50,3 @@ def _shown(cached: Cached) -> str:
     parts += [f"· {cached.written}", "newly written"]
     line = f'<p role="status" class="crucible-toolbox-done">{pieces.words(*parts)}</p>'
     return line + pieces.messages(cached.notes)
-

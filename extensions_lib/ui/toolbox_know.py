@@ -12,7 +12,7 @@ from extensions_lib.api.toolbox import Work, watch
 from extensions_lib.errors import CrucibleError, FileProblem
 from extensions_lib.toolbox import sorts
 from extensions_lib.ui import pieces, toolbox_page
-from extensions_lib.ui.compat import at_once, side_by_side
+from extensions_lib.ui.compat import side_by_side
 from extensions_lib.ui.toolbox_room import ToolboxRoom
 from extensions_lib.ui.toolbox_tools import file_field
 from extensions_lib.ui.toolbox_work import (
@@ -65,13 +65,14 @@ def build_know(room: ToolboxRoom) -> Known:
         except CrucibleError as problem:
             yield {told: pieces.messages([str(problem)], "error"), page: ""}
 
-    def dropped(given: Any) -> Any:
+    def dropped(given: Any) -> Iterator[Changes]:
         """A file that the page was given becomes the one that is looked at."""
         if given is None:
-            return gr.update()
+            return
         path = Path(getattr(given, "name", given))
         room.desk.dropped.add(path)
-        return str(path)
+        for changes in look(str(path)):
+            yield {file: str(path), drop: None, **changes}
 
     def go_there(text: str) -> Iterator[Changes]:
         try:
@@ -85,7 +86,7 @@ def build_know(room: ToolboxRoom) -> Known:
 
     go.click(look, file, outputs, **running)
     file.submit(look, file, outputs, **running)
-    drop.upload(dropped, drop, file, **at_once()).then(lambda: None, None, drop, **at_once()).then(look, file, outputs, **running)
+    drop.upload(dropped, drop, [file, drop, *outputs], **running)
     move.click(go_there, file, [file, *outputs], **running)
     return Known(file, go)
 

@@ -117,11 +117,12 @@ def _rows(rows: Sequence[tuple[str, str]]) -> str:
 def _of_network(report: Report) -> list[tuple[str, str]]:
     dora = f", DoRA × {report.dora}" if report.dora else ""
     parts = {_COMPONENTS.get(name, name): count for name, count in report.components.items()}
+    load = f"{plain(str(report.matched))} {pieces.words('load')} · {plain(_counts(parts))}"
     return [
         ("Algorithm", plain(_counts(report.kinds) + dora)),
         ("Rank", plain(_one_or_counts(report.ranks))),
         ("Alpha", plain(_one_or_counts(report.alphas)) or pieces.words("none: scale 1")),
-        ("Layers", f"{plain(str(report.matched))} {pieces.words('load')} · {plain(_counts(parts))}"),
+        ("Layers", load),
         ("Names", plain(", ".join(report.names))),
         ("Embeddings in it", plain(", ".join(report.embeddings)) if report.embeddings else ""),
     ]  # fmt: skip
@@ -169,27 +170,25 @@ def _opening(title: str, lines: Sequence[str]) -> str:
 
 def _metadata(told: Page) -> str:
     sections = "".join(
-        f"<section><h4>{pieces.words(title)}</h4><dl>"
-        + "".join(f"<dt>{pieces.words(label)}</dt><dd>{plain(text)}</dd>" for label, text in rows)
-        + "</dl></section>"
+        _section(title, _rows([(label, plain(text)) for label, text in rows]))
         for title, rows in told.sections.items()
     )
     if told.buckets:
         most = max(count for _, count in told.buckets)
         bars = "".join(_bar(name, count / most, str(count)) for name, count in told.buckets[:24])
-        sections += f"<section><h4>{pieces.words('Buckets')}</h4><ul class='crucible-toolbox-bars'>{bars}</ul></section>"
+        sections += _section("Buckets", f'<ul class="crucible-toolbox-bars">{bars}</ul>')
     if told.folders:
         rows = "".join(
             f"<li>{plain(name)} <span>{count} × {repeats}</span></li>"
             for name, repeats, count in told.folders
         )
-        sections += f"<section><h4>{pieces.words('Folders')}</h4><ul>{rows}</ul></section>"
-    cloud = _cloud(told.tags)
-    return (
-        pieces.messages(told.problems)
-        + (f'<div class="crucible-toolbox-sections">{sections}</div>' if sections else "")
-        + cloud
-    )
+        sections += _section("Folders", f"<ul>{rows}</ul>")
+    grid = f'<div class="crucible-toolbox-sections">{sections}</div>' if sections else ""
+    return pieces.messages(told.problems) + grid + _cloud(told.tags)
+
+
+def _section(title: str, inside: str) -> str:
+    return f"<section><h4>{pieces.words(title)}</h4>{inside}</section>"
 
 
 def _cloud(tags: Sequence[tuple[str, int]]) -> str:
@@ -204,14 +203,13 @@ def _cloud(tags: Sequence[tuple[str, int]]) -> str:
     )
     more = len(tags) - _TAGS
     rest = f"<small>+ {more}</small>" if more > 0 else ""
-    title = pieces.words("Tags of the training pictures")
-    return f'<section><h4>{title}</h4><p class="crucible-toolbox-cloud">{words}{rest}</p></section>'
+    cloud = f'<p class="crucible-toolbox-cloud">{words}{rest}</p>'
+    return _section("Tags of the training pictures", cloud)
 
 
 def _bar(name: str, share: float, said: str) -> str:
-    return (
-        f'<li>{plain(name)}<span><i style="width:{min(1.0, share):.1%}"></i></span><em>{said}</em></li>'
-    )
+    bar = f'<i style="width:{min(1.0, share):.1%}"></i>'
+    return f"<li>{plain(name)}<span>{bar}</span><em>{said}</em></li>"
 
 
 def _raw(metadata: Mapping[str, str]) -> str:
@@ -255,7 +253,7 @@ def survey_page(found: Survey) -> str:
     alike = (
         f"<section><h4>{pieces.words(str(len(found.duplicates)), 'times the same content')}</h4>"
         f'<ul class="crucible-toolbox-alike">{groups}</ul></section>'
-        if groups
+        if found.duplicates
         else f'<p role="status">{pieces.words("No two files have the same content.")}</p>'
     )
     rows = "".join(

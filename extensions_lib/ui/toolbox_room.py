@@ -64,7 +64,8 @@ class ToolboxRoom:
     ) -> list[Image]:
         """`sample` without the networks, and with what a merge would make of them.
 
-        Its CFG scale is the checkpoint's own. Nothing of it stays on disk. Raises CrucibleError, Stopped.
+        Its CFG scale is the checkpoint's own. Nothing of it stays on disk. Raises CrucibleError,
+        Stopped.
         """
         import tempfile
 

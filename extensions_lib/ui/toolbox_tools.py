@@ -20,6 +20,7 @@ from extensions_lib.ui.toolbox_room import ToolboxRoom
 from extensions_lib.ui.toolbox_work import PREFIX, WorkFields, wire_work, work_fields
 
 _ANY = "any"
+_LINES = "one a line, as in a tag: FILE:0.8"
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class Look:
     """How a tool's tab is laid out.
 
     `inputs`: label, placeholder and sort of file of each input. `first`: rows of options; the
-    others are in a closed group. `sorts`: options that name a file, and of which sort. `doing`: what
-    the bar says. `button`: what the button says, by options and inputs.
+    others are in a closed group. `sorts`: options that name a file, and of which sort. `doing`:
+    what the bar says. `button`: what the button says, by options and inputs.
     """
 
     label: str
@@ -77,7 +78,7 @@ LOOKS: Mapping[str, Look] = {
     "merge": Look(
         "Merge",
         "Merging layers …",
-        {"networks": ("Networks with their weights", "one a line, as in a tag: FILE:0.8", "network")},
+        {"networks": ("Networks with their weights", _LINES, "network")},
         (),
         lambda _, given: f"Merge {_count(given)} networks" if _count(given) > 1 else "Merge",
         "rank",
@@ -98,7 +99,7 @@ LOOKS: Mapping[str, Look] = {
         "Writing tensors …",
         {
             "file": ("Checkpoint", "path, or its name", "checkpoint"),
-            "networks": ("Networks that go into it", "one a line, as in a tag: FILE:0.8", "network"),
+            "networks": ("Networks that go into it", _LINES, "network"),
         },
         (("other", "minus"), ("alpha", "blocks"), ("vae", "prune")),
         _bake_label,

@@ -1,4 +1,4 @@
-"""The toolbox by REST: what a file is, jobs with their results, stops, refusals, who may name what."""
+"""The toolbox by REST: what a file is, jobs and their results, refusals, who may name what."""
 
 from __future__ import annotations
 

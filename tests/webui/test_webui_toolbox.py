@@ -1,4 +1,4 @@
-"""The toolbox in a real WebUI, by REST and by its tab: on the WebUI's own folders and checkpoint."""
+"""The toolbox in a real WebUI, by REST and by its tab: on its own folders and checkpoint."""
 
 from __future__ import annotations
 
