@@ -138,8 +138,8 @@ def _list(rules: Sequence[Rule]) -> str:
     if not rules:
         return (
             '<p class="crucible-nothing">No rules yet. A rule makes one tag of several ("1boy,'
-            ' facial hair" → "Smith"), gives chosen pictures a group\'s tag, or drops what always'
-            " belongs to the subject.</p>"
+            ' facial hair" → "Smith"), gives'
+            " chosen pictures a group's tag, or drops what always belongs to the subject.</p>"
         )
     last = len(rules) - 1
     return "".join(_rule(place, rule, place == last) for place, rule in enumerate(rules))
