@@ -7,7 +7,7 @@
     const tell = (order) => window.crucibleTagger.tell("crucible-edit", order);
     let anchor = ""; // where a range of picked pictures begins
     let focused = ""; // the picture that has the focus, also after the gallery was made anew
-    let typed = null; // {name, text} of the caption that is being typed
+    let typed = null; // {name, box} of the caption that is being typed
 
     // --- picking --------------------------------------------------------------------------------
 
@@ -34,18 +34,19 @@
 
     // --- one caption ----------------------------------------------------------------------------
 
-    function openCaption(shot, text) {
+    function openCaption(shot, before) {
         const place = shot.querySelector("p");
         if (!place || shot.querySelector("textarea") || !shot.querySelector(".crucible-pen")) return;
         const box = document.createElement("textarea");
         box.className = "crucible-field";
-        box.value = text ?? place.dataset.text;
-        typed = {name: nameOf(shot), text: box.value};
+        box.value = before?.value ?? place.dataset.text;
+        typed = {name: nameOf(shot), box};
         box.setAttribute("aria-label", "Caption");
         place.hidden = true;
         place.after(box);
         box.style.height = `${Math.max(96, box.scrollHeight + 4)}px`;
         box.focus();
+        if (before) box.setSelectionRange(before.selectionStart, before.selectionEnd);
         shot.scrollIntoView({block: "nearest"});
     }
 
@@ -137,10 +138,6 @@
         if (close) setTimeout(() => document.activeElement !== target && close(target, true));
     });
 
-    document.addEventListener("input", ({target}) => {
-        if (within(target, ".crucible-shot textarea")) typed.text = target.value;
-    });
-
     // --- keys -----------------------------------------------------------------------------------
 
     const inSight = () => document.getElementById("crucible-edit")?.offsetParent !== null;
@@ -198,7 +195,7 @@
         if (now === list) return;
         list = now;
         const open = typed && shots().find((shot) => nameOf(shot) === typed.name);
-        if (open) openCaption(open, typed.text);
+        if (open) openCaption(open, typed.box); // what was taken away still has its text and caret
         else if (focused && document.activeElement === document.body) {
             shots().find((shot) => nameOf(shot) === focused)?.focus({preventScroll: true});
         }
