@@ -72,3 +72,10 @@ def window_of(request: gr.Request) -> str:
     """Which of the open windows an event comes from; gradio 3 tells no more than the computer."""
     told = request.session_hash if VERSION >= (4, 0) else request.client.host
     return str(told)
+
+
+def mounted(app: Any, page: gr.Blocks, own_url: str | None) -> Any:
+    """The page at the root of an application; `own_url` is where gradio 3 reaches it itself."""
+    if VERSION >= (4, 0):
+        return gr.mount_gradio_app(app, page, path="/", show_error=True)
+    return gr.mount_gradio_app(app, page, path="/", gradio_api_url=own_url)

@@ -10,6 +10,9 @@ from extensions_lib.api.tagger import Service
 from extensions_lib.tagging.pool import Pool
 
 if TYPE_CHECKING:
+    import gradio as gr
+    from fastapi import FastAPI
+
     from extensions_lib.ui.tagger_room import TaggerRoom
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,30 +62,25 @@ def _open_to_strangers() -> bool:
     return (reachable and not guarded) or bool(getattr(told, "hide_ui_dir_config", False))
 
 
-def tabs() -> list[tuple[Any, str, str]]:
-    """Our tab of the page."""
-    import gradio as gr
-
+def build(page: gr.Blocks) -> None:
+    """Builds our tab inside a page."""
     from extensions_lib.ui.tagger_tab import build_tagger_tab
 
-    with gr.Blocks(analytics_enabled=False) as page:
-        build_tagger_tab(room(), page)
-    for block in page.blocks.values():
-        # The browser keeps our fields; of several with one label the WebUI's own file keeps one.
-        block.do_not_save_to_config = True
-    return [(page, "Tagger", "crucible_tagger")]
+    build_tagger_tab(room(), page)
 
 
-def app_started(_: Any, app: Any) -> None:
-    """The server stands. Without `--api` the WebUI answers no programs, and neither do we."""
-    from extensions_lib.api.auth import host_dependencies
-    from extensions_lib.api.tagger import add_routes
+def add_page_routes(app: FastAPI) -> None:
+    """Adds the pictures of the tab."""
     from extensions_lib.ui.tagger_links import add_route
 
     add_route(app, room().links)
-    dependencies = host_dependencies(app)
-    if dependencies is not None:
-        add_routes(app, service(), dependencies)
+
+
+def add_api(app: FastAPI, dependencies: list[Any]) -> None:
+    """Adds the routes for programs; `dependencies` say who may ask."""
+    from extensions_lib.api.tagger import add_routes
+
+    add_routes(app, service(), dependencies)
 
 
 def settings() -> None:
@@ -102,6 +100,7 @@ def settings() -> None:
     )
 
 
-def script_unloaded() -> None:
-    """The page is being reloaded: the models' memory is given back."""
-    pool().unload()
+def unload() -> None:
+    """Gives the models' memory back."""
+    if pool.cache_info().currsize:
+        pool().unload()

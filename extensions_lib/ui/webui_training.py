@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 from extensions_lib.ui import webui, webui_tagger
 
 if TYPE_CHECKING:
+    import gradio as gr
+    from fastapi import FastAPI
+
     from extensions_lib.models.place import Place
     from extensions_lib.ui.training_room import TrainingRoom
 
@@ -48,26 +51,22 @@ def _base() -> str:
     return str(getattr(shared.opts, "sd_model_checkpoint", None) or "")
 
 
-def tabs() -> list[tuple[Any, str, str]]:
-    """Our tab of the page."""
-    import gradio as gr
-
+def build(page: gr.Blocks) -> None:
+    """Builds our tab inside a page."""
     from extensions_lib.ui.training_tab import build_training_tab
 
-    with gr.Blocks(analytics_enabled=False) as page:
-        build_training_tab(room(), page)
-    for block in page.blocks.values():
-        # The browser keeps our fields; of several with one label the WebUI's own file keeps one.
-        block.do_not_save_to_config = True
-    return [(page, "Training", "crucible_training")]
+    build_training_tab(room(), page)
 
 
-def app_started(_: Any, app: Any) -> None:
-    """The server stands. Without `--api` the WebUI answers no programs, and neither do we."""
-    from extensions_lib.api.auth import host_dependencies
+def add_page_routes(app: FastAPI) -> None:
+    """Adds what the tab's script asks."""
+    room().add_page_routes(app)
+    # its pictures are the tagger's
+    webui_tagger.add_page_routes(app)
+
+
+def add_api(app: FastAPI, dependencies: list[Any]) -> None:
+    """Adds the routes for programs; `dependencies` say who may ask."""
     from extensions_lib.api.training import add_routes
 
-    room().add_page_routes(app)
-    dependencies = host_dependencies(app)
-    if dependencies is not None:
-        add_routes(app, room().service, dependencies=dependencies)
+    add_routes(app, room().service, dependencies=dependencies)

@@ -140,7 +140,7 @@ def test_translation_covers_the_labels_of_the_page() -> None:
         unit = f"{each.label} ({each.unit})"
         source += "\n".join(map(str, (each.group, each.label, unit, each.help, *each.choices)))
     source += "".join(
-        path.read_text(encoding="utf-8") for path in (ROOT / "javascript").glob("*.js")
+        path.read_text(encoding="utf-8") for path in (ROOT / "javascript").rglob("*.js")
     )
     source += (ROOT / "extensions_lib" / "toolbox" / "metadata.py").read_text(encoding="utf-8")
     source = re.sub(r"""["']\s*\n\s*f?["']""", "", unescape(source))

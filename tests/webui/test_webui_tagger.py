@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -19,8 +18,8 @@ import pytest
 from PIL import Image
 
 from extensions_lib.demo import world
-from tests.ui.conftest import FLAGS
 from tests.webui.conftest import ROOT, WebUI, start, stop
+from tests.webui.tabs import browsed, opened, shot
 
 pytestmark = [pytest.mark.webui, pytest.mark.slow]
 
@@ -96,48 +95,33 @@ def test_a_picture(guarded: WebUI) -> None:
 
 @pytest.fixture
 def page(guarded: WebUI, chromium_path: str) -> Iterator[Any]:
-    """The WebUI's page at our tab."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium_path, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.set_default_timeout(60_000)
-        page.goto(guarded.address)
-        to_tab(page)
-        yield page
-        browser.close()
+    """The WebUI's page."""
+    with browsed(chromium_path, guarded.address, 1000) as made:
+        yield made
 
 
-def to_tab(page: Any) -> None:
-    """Opens the Tagger tab once the page is filled."""
-    page.wait_for_function("() => window.opts?.extra_networks_add_text_separator !== undefined")
-    page.locator("#tabs > .tab-nav button", has_text="Tagger").click()
-    page.locator("#crucible-tagger-tabs").wait_for()
+@pytest.fixture
+def tagger(page: Any) -> Any:
+    """Our tab's frame in it."""
+    return opened(page, "Tagger", "#crucible-tagger-tabs")
 
 
-def within(page: Any, name: str) -> None:
+def within(tagger: Any, name: str) -> None:
     """One of our tabs."""
-    page.locator("#crucible-tagger-tabs > .tab-nav button", has_text=name).click()
+    tagger.locator("#crucible-tagger-tabs > .tab-nav button", has_text=name).click()
 
 
-def name_folder(page: Any, folder: Path) -> None:
-    within(page, "Folder")
-    box = page.locator("#crucible-tagger-folder :is(input, textarea)")
+def name_folder(tagger: Any, folder: Path) -> None:
+    within(tagger, "Folder")
+    box = tagger.locator("#crucible-tagger-folder :is(input, textarea)")
     box.fill(str(folder))
     box.press("Tab")
-    said(page, "#crucible-tagger-go", "Tag 6 pictures")
+    said(tagger, "#crucible-tagger-go", "Tag 6 pictures")
 
 
-def said(page: Any, place: str, text: str) -> None:
+def said(tagger: Any, place: str, text: str) -> None:
     """Waits until a place says something; gradio 3 gives two elements its id."""
-    page.locator(place, has_text=text).first.wait_for()
-
-
-def shot(page: Any, name: str) -> None:
-    """Keeps a picture of the page, where CRUCIBLE_SHOTS names a folder for them."""
-    if folder := os.environ.get("CRUCIBLE_SHOTS"):
-        page.screenshot(path=str(Path(folder) / f"{name}.png"))
+    tagger.locator(place, has_text=text).first.wait_for()
 
 
 def drawn(folder: Path) -> list[world.Scene]:
@@ -152,77 +136,80 @@ def drawn(folder: Path) -> list[world.Scene]:
 
 @pytest.mark.browser
 def test_a_folder_is_tagged_edited_and_taken_back(
-    guarded: WebUI, page: Any, tmp_path: Path
+    guarded: WebUI, page: Any, tagger: Any, tmp_path: Path
 ) -> None:
     photos = tmp_path / "photos"
     scenes = drawn(photos)
-    name_folder(page, photos)
-    page.locator("#crucible-tagger-go").click()
+    name_folder(tagger, photos)
+    tagger.locator("#crucible-tagger-go").click()
     if not onnxruntime_is_there(guarded):
-        said(page, "#crucible-tagger-notes", "pip install")
+        said(tagger, "#crucible-tagger-notes", "pip install")
         for number, scene in enumerate(scenes):
             (photos / f"{number}.txt").write_text(world.caption(scene))
     else:
-        said(page, "#crucible-tagger-result", "6 captions written")
-    shot(page, "webui-tagger-folder")
+        said(tagger, "#crucible-tagger-result", "6 captions written")
+    shot(page, "tagger-folder")
     captions = [(photos / f"{number}.txt").read_text() for number in range(6)]
     for scene, caption in zip(scenes, captions, strict=True):
         assert f"{scene.background} background" in caption
 
-    within(page, "Edit")
-    shots = page.locator("#crucible-edit .crucible-shot")
+    within(tagger, "Edit")
+    shots = tagger.locator("#crucible-edit .crucible-shot")
     shots.nth(5).wait_for()
     shots.nth(0).locator("img").evaluate("(image) => image.decode()")
     shots.nth(0).click()
-    said(page, "#crucible-edit-tags", "Tags of the 1 picked")
-    page.locator(".crucible-edit-add input").fill("smith")
-    page.locator(".crucible-edit-add input").press("Enter")
-    said(page, "#crucible-edit-notes", "1 caption changed")
+    said(tagger, "#crucible-edit-tags", "Tags of the 1 picked")
+    tagger.locator(".crucible-edit-add input").fill("smith")
+    tagger.locator(".crucible-edit-add input").press("Enter")
+    said(tagger, "#crucible-edit-notes", "1 caption changed")
     assert (photos / "0.txt").read_text() == f"{captions[0]}, smith"
-    shot(page, "webui-tagger-edit")
-    page.locator("#crucible-edit-bar [data-crucible-do=undo]").click()
-    said(page, "#crucible-edit-notes", "Undo: Add smith")
+    shot(page, "tagger-edit")
+    tagger.locator("#crucible-edit-bar [data-crucible-do=undo]").click()
+    said(tagger, "#crucible-edit-notes", "Undo: Add smith")
     assert (photos / "0.txt").read_text() == captions[0]
 
-    within(page, "Rules")
-    page.locator("#crucible-rules [data-crucible-do=new]").click()
-    page.locator(".crucible-rule [name=drop]").fill("* background")
-    told = page.locator(".crucible-rule-told", has_text="would change 6 captions")
+    within(tagger, "Rules")
+    tagger.locator("#crucible-rules [data-crucible-do=new]").click()
+    tagger.locator(".crucible-rule [name=drop]").fill("* background")
+    told = tagger.locator(".crucible-rule-told", has_text="would change 6 captions")
     told.wait_for()
-    shot(page, "webui-tagger-rules")
-    within(page, "Prepare")
-    said(page, "#crucible-prepare-go", "Prepare 6 pictures")
-    shot(page, "webui-tagger-prepare")
+    shot(page, "tagger-rules")
+    within(tagger, "Prepare")
+    said(tagger, "#crucible-prepare-go", "Prepare 6 pictures")
+    shot(page, "tagger-prepare")
 
 
 @pytest.mark.browser
-def test_one_picture_goes_to_the_prompt(guarded: WebUI, page: Any, tmp_path: Path) -> None:
+def test_one_picture_goes_to_the_prompt(
+    guarded: WebUI, page: Any, tagger: Any, tmp_path: Path
+) -> None:
     [scene, *_] = drawn(tmp_path / "photos")
-    within(page, "One picture")
-    drop = page.locator("#crucible-one-picture input[type=file]")
+    within(tagger, "One picture")
+    drop = tagger.locator("#crucible-one-picture input[type=file]")
     drop.set_input_files(tmp_path / "photos" / "0.png")
     if not onnxruntime_is_there(guarded):
-        said(page, "#crucible-one-notes", "pip install")
+        said(tagger, "#crucible-one-notes", "pip install")
         return
-    page.locator("#crucible-one-bars .crucible-bars li").first.wait_for()
-    shot(page, "webui-tagger-one")
-    page.locator("#crucible-one-send").click()
+    tagger.locator("#crucible-one-bars .crucible-bars li").first.wait_for()
+    shot(page, "tagger-one")
+    tagger.locator("#crucible-one-send").click()
     prompt = page.locator("#txt2img_prompt textarea")
     prompt.wait_for()
     assert f"{scene.background} background" in prompt.input_value()
 
 
 @pytest.mark.browser
-def test_fields_survive_a_reload_of_the_page(page: Any, tmp_path: Path) -> None:
+def test_fields_survive_a_reload_of_the_page(page: Any, tagger: Any, tmp_path: Path) -> None:
     drawn(tmp_path / "photos")
-    name_folder(page, tmp_path / "photos")
-    trigger = page.locator("#crucible-tagger-select-trigger :is(input, textarea)")
+    name_folder(tagger, tmp_path / "photos")
+    trigger = tagger.locator("#crucible-tagger-select-trigger :is(input, textarea)")
     trigger.fill("smith")
     trigger.press("Tab")
-    page.locator("#crucible-tagger-select-trigger .crucible-reset").wait_for()
-    page.wait_for_timeout(1000)
+    tagger.locator("#crucible-tagger-select-trigger .crucible-reset").wait_for()
+    tagger.wait_for_timeout(1000)
     page.reload()
-    to_tab(page)
-    within(page, "Folder")
-    said(page, "#crucible-tagger-go", "Tag 6 pictures")
+    tagger = opened(page, "Tagger", "#crucible-tagger-tabs")
+    within(tagger, "Folder")
+    said(tagger, "#crucible-tagger-go", "Tag 6 pictures")
+    trigger = tagger.locator("#crucible-tagger-select-trigger :is(input, textarea)")
     assert trigger.input_value() == "smith"

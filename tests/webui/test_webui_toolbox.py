@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 import urllib.error
@@ -14,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.ui.conftest import FLAGS
 from tests.webui.conftest import HOST, PATIENCE, PROMPT, ROOT, SIZE, WebUI
+from tests.webui.tabs import browsed, opened, shot
 from tests.webui.ways import Runs, picture, running
 
 pytestmark = [pytest.mark.webui, pytest.mark.slow, pytest.mark.browser]
@@ -64,71 +63,50 @@ def test_by_rest_on_the_webuis_own_files(runs: Runs) -> None:
 
 @pytest.fixture
 def page(chromium_path: str, runs: Runs) -> Iterator[Any]:
-    """The page of the WebUI in a browser."""
-    from playwright.sync_api import sync_playwright
-
-    webui = runs()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium_path, args=FLAGS)
-        made = browser.new_page(viewport={"width": 1400, "height": 1200})
-        made.set_default_timeout(PATIENCE * 1000)
-        errors: list[str] = []
-        made.on(
-            "pageerror",
-            lambda error: "/assets/" in (error.stack or "") or errors.append(str(error)),
-        )
-        made.goto(webui.address)
+    """The WebUI's page."""
+    with browsed(chromium_path, runs().address) as made:
         yield made
-        browser.close()
-        assert errors == []
 
 
-def shot(page: Any, name: str) -> None:
-    if folder := os.environ.get("CRUCIBLE_SHOTS"):
-        page.screenshot(path=str(Path(folder) / f"{HOST}-toolbox-{name}.png"), full_page=True)
-
-
-def press(page: Any, name: str) -> None:
-    page.wait_for_timeout(800)  # what was typed has reached the button by then
-    page.locator(f"{ID}-{name}-go").click()
+def press(tab: Any, name: str) -> None:
+    tab.wait_for_timeout(800)  # what was typed has reached the button by then
+    tab.locator(f"{ID}-{name}-go").click()
 
 
 def test_by_the_tab_from_a_dropped_file_to_a_merge(runs: Runs, page: Any, tmp_path: Path) -> None:
     networks = runs.folder / "models" / "Lora"
-    page.wait_for_function("() => window.opts?.extra_networks_add_text_separator !== undefined")
-    page.locator("#tabs > .tab-nav button", has_text="Toolbox").click()
-    page.locator(f"{ID}-about-go").wait_for()
-    page.wait_for_timeout(1500)
+    tab = opened(page, "Toolbox", f"{ID}-about-go")
+    tab.wait_for_timeout(1500)
     dropped = tmp_path / "dropped.safetensors"
     source = networks / "heart-linear.safetensors"
     shutil.copy(source if source.exists() else ROOT / "models" / "Lora" / source.name, dropped)
-    page.locator(f"{ID}-drop input[type=file]").set_input_files(str(dropped))
-    shown = page.locator(f"{ID}-about-page .crucible-toolbox-page")
+    tab.locator(f"{ID}-drop input[type=file]").set_input_files(str(dropped))
+    shown = tab.locator(f"{ID}-about-page .crucible-toolbox-page")
     shown.locator("dt", has_text="AutoV2").wait_for()
     assert "layers fit" in shown.inner_text()
-    shot(page, "about")
-    page.locator(f"{ID}-move").click()
-    page.get_by_text("It lies where it belongs.").wait_for()
+    shot(page, "toolbox-about")
+    tab.locator(f"{ID}-move").click()
+    tab.get_by_text("It lies where it belongs.").wait_for()
     assert (networks / "dropped.safetensors").is_file()
-    page.locator(f"{ID} [data-tool=resize]").click()
-    page.locator(f"{ID} .crucible-energy svg").wait_for()
-    page.locator(f"{ID}-resize-rank input[type=number]").fill("2")
-    press(page, "resize")
-    page.locator(f"{ID}-resize-told .crucible-toolbox-done").wait_for()
+    tab.locator(f"{ID} [data-tool=resize]").click()
+    tab.locator(f"{ID} .crucible-energy svg").wait_for()
+    tab.locator(f"{ID}-resize-rank input[type=number]").fill("2")
+    press(tab, "resize")
+    tab.locator(f"{ID}-resize-told .crucible-toolbox-done").wait_for()
     assert (networks / "dropped-r2.safetensors").is_file()
-    shot(page, "resized")
-    page.locator(f"{ID}-tabs > .tab-nav button", has_text="Merge").click()
-    rows = page.locator(".crucible-toolbox-networks:visible")
+    shot(page, "toolbox-resized")
+    tab.locator(f"{ID}-tabs > .tab-nav button", has_text="Merge").click()
+    rows = tab.locator(".crucible-toolbox-networks:visible")
     rows.locator("li").first.get_by_label("Network").fill("dropped-r2")
     rows.get_by_role("button", name="+ Add a network").click()
     rows.locator("li").nth(1).get_by_label("Network").fill("star")
     rows.locator("li").nth(1).locator("input[type=number]").fill("0.5")
-    page.locator(f"{ID}-preview-prompt textarea").fill(PROMPT)
-    page.locator(f"{ID}-preview-steps input").fill("2")
-    page.locator(f"{ID}-preview-size :is(input, textarea)").fill(str(SIZE[HOST]))
-    press(page, "preview")
-    page.locator(f"{ID}-preview-told img").nth(1).wait_for()
-    press(page, "merge")
-    page.locator(f"{ID}-merge-told .crucible-toolbox-done").wait_for()
+    tab.locator(f"{ID}-preview-prompt textarea").fill(PROMPT)
+    tab.locator(f"{ID}-preview-steps input").fill("2")
+    tab.locator(f"{ID}-preview-size :is(input, textarea)").fill(str(SIZE[HOST]))
+    press(tab, "preview")
+    tab.locator(f"{ID}-preview-told img").nth(1).wait_for()
+    press(tab, "merge")
+    tab.locator(f"{ID}-merge-told .crucible-toolbox-done").wait_for()
     assert (networks / "dropped-r2-merged.safetensors").is_file()
-    shot(page, "merged")
+    shot(page, "toolbox-merged")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 import urllib.error
 from collections.abc import Callable, Iterator
@@ -14,8 +13,8 @@ import numpy as np
 import pytest
 
 from extensions_lib.demo.lesson_set import LessonSet, draw_lesson
-from tests.ui.conftest import FLAGS
 from tests.webui.conftest import HOST, PATIENCE, PROMPT, SIZE, WebUI
+from tests.webui.tabs import browsed, opened, shot
 from tests.webui.ways import Runs, options, picture, running
 
 pytestmark = [pytest.mark.webui, pytest.mark.slow, pytest.mark.browser]
@@ -126,34 +125,13 @@ def test_another_checkpoint_ends_the_run_with_what_it_has(runs: Runs, lesson: Le
 
 @pytest.fixture
 def page(chromium_path: str, runs: Runs) -> Iterator[Any]:
-    """The page of the WebUI in a browser."""
-    from playwright.sync_api import sync_playwright
-
-    webui = runs()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium_path, args=FLAGS)
-        made = browser.new_page(viewport={"width": 1400, "height": 1200})
-        made.set_default_timeout(PATIENCE * 1000)
-        errors: list[str] = []
-        made.on(
-            "pageerror",
-            lambda error: "/assets/" in (error.stack or "") or errors.append(str(error)),
-        )
-        made.goto(webui.address)
+    """The WebUI's page."""
+    with browsed(chromium_path, runs().address) as made:
         yield made
-        browser.close()
-        assert errors == []
 
 
-def to_training(page: Any) -> None:
-    page.wait_for_function("() => window.opts?.extra_networks_add_text_separator !== undefined")
-    page.locator("#tabs > .tab-nav button", has_text="Training").click()
-    page.locator("#crucible-training-go").wait_for()
-
-
-def shot(page: Any, name: str) -> None:
-    if folder := os.environ.get("CRUCIBLE_SHOTS"):
-        page.screenshot(path=str(Path(folder) / f"{HOST}-{name}.png"), full_page=True)
+def to_training(page: Any) -> Any:
+    return opened(page, "Training", "#crucible-training-go")
 
 
 def test_thirty_steps_by_the_tab(runs: Runs, page: Any, lesson: LessonSet) -> None:
@@ -161,29 +139,29 @@ def test_thirty_steps_by_the_tab(runs: Runs, page: Any, lesson: LessonSet) -> No
 
     webui = runs()
     before = picture(webui, PROMPT)
-    to_training(page)
-    page.locator("#crucible-training-as-toml .label-wrap").click()
-    page.locator("#crucible-training-toml textarea").fill(toml_text(order(lesson, "by_tab")))
-    page.locator("#crucible-training-load").click()
-    page.wait_for_function(
+    tab = to_training(page)
+    tab.locator("#crucible-training-as-toml .label-wrap").click()
+    tab.locator("#crucible-training-toml textarea").fill(toml_text(order(lesson, "by_tab")))
+    tab.locator("#crucible-training-load").click()
+    tab.wait_for_function(
         "() => document.querySelector('#crucible-training-output-name :is(input, textarea)')"
         ".value === 'by_tab'"
     )
-    go = page.locator("#crucible-training-go")
-    page.wait_for_function(
+    go = tab.locator("#crucible-training-go")
+    tab.wait_for_function(
         f"() => document.getElementById('crucible-training-go').textContent.includes('{STEPS}')"
     )
-    page.locator("#crucible-training-check").click()
-    page.locator("#crucible-training-found .crucible-training-sum", has_text="about").wait_for()
+    tab.locator("#crucible-training-check").click()
+    tab.locator("#crucible-training-found .crucible-training-sum", has_text="about").wait_for()
     shot(page, "checked")
     go.click()
-    page.locator(".crucible-training-now .crucible-progress").wait_for()
+    tab.locator(".crucible-training-now .crucible-progress").wait_for()
     page.reload()
-    to_training(page)
-    page.locator(".crucible-training-now .crucible-progress").wait_for()
-    page.locator(".crucible-training-now[data-state=done]").wait_for()
-    assert page.locator(".crucible-chart path.raw").count() == 1
-    page.locator(".crucible-training-samples td img").nth(1).wait_for()
+    tab = to_training(page)
+    tab.locator(".crucible-training-now .crucible-progress").wait_for()
+    tab.locator(".crucible-training-now[data-state=done]").wait_for()
+    assert tab.locator(".crucible-chart path.raw").count() == 1
+    tab.locator(".crucible-training-samples td img").nth(1).wait_for()
     shot(page, "done")
     assert np.array_equal(picture(webui, PROMPT), before)
     assert not np.array_equal(picture(webui, f"{PROMPT} <lora:by_tab:1>"), before)

@@ -117,12 +117,15 @@
         tell,
         wireOf,
 
-        // Puts a caption into the prompt: of txt2img, on the standalone page of the Generate tab.
+        // Puts a caption into the prompt: of txt2img in the WebUI around this page's frame, on the
+        // standalone page of the Generate tab.
         toPrompt(text) {
-            const box = document.querySelector("#crucible-prompt textarea, #txt2img_prompt textarea");
+            const owner = document.getElementById("crucible-frame") ? window.parent : window;
+            const box = owner.document.querySelector(
+                "#crucible-prompt textarea, #txt2img_prompt textarea");
             if (!box || !text) return [];
             write(box, text);
-            if (window.switch_to_txt2img) window.switch_to_txt2img();
+            if (owner.switch_to_txt2img) owner.switch_to_txt2img();
             else document.querySelector("#crucible-tabs > .tab-nav button")?.click();
             return [];
         },

@@ -1,4 +1,4 @@
-"""Registers Crucible's training with the WebUI."""
+"""Registers Crucible's tabs with the WebUI."""
 
 import sys
 from pathlib import Path
@@ -9,12 +9,14 @@ ROOT = str(Path(scripts.basedir()))
 if ROOT not in sys.path:  # the WebUI takes it off again once the scripts are loaded
     sys.path.append(ROOT)
 
-from extensions_lib.ui import webui_training  # noqa: E402
+from extensions_lib.ui import webui_tabs  # noqa: E402
 
 # The WebUI's own `on_…` functions look for the caller's file on the stack, 40 ms each time.
 for moment, function in {
-    "ui_tabs": webui_training.tabs,
-    "app_started": webui_training.app_started,
+    "ui_tabs": webui_tabs.tabs,
+    "app_started": webui_tabs.app_started,
+    "script_unloaded": webui_tabs.script_unloaded,
+    "ui_settings": webui_tabs.settings,
 }.items():
     script_callbacks.add_callback(
         script_callbacks.callback_map[f"callbacks_{moment}"],
