@@ -30,6 +30,7 @@ class Sample:
     cfg: float = 7.0
     seed: int = 1
     sampler: str = ""  # "": the host's own choice
+    control: Path | None = None  # the condition picture, for what is trained to follow one
 
 
 @dataclass(frozen=True)

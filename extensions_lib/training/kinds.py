@@ -11,6 +11,7 @@ from extensions_lib.errors import CrucibleError
 from extensions_lib.training.options import TRAINED, TrainingOptions
 
 if TYPE_CHECKING:
+    from extensions_lib.adapters.lllite import LLLite
     from extensions_lib.models.trainable import Trainable
     from extensions_lib.training.step import Recipe
 
@@ -20,13 +21,13 @@ class Kind:
     """One of `options.TRAINED`.
 
     `suffix` is its file's. `tagged` writes a prompt that asks for it by name. `make` makes the
-    recipe, going on with a file where one is given.
+    recipe, going on with a file where one is given. `guided`: its samples follow a picture each.
     """
 
     suffix: str
     tagged: Callable[[str, str], str]
     make: Callable[[Trainable, TrainingOptions, Path | None], Recipe]
-    makes_samples: bool = True
+    guided: bool = False
 
 
 def kind_of(options: TrainingOptions) -> Kind:
@@ -112,9 +113,18 @@ def _checkpoint(model: Trainable, options: TrainingOptions, file: Path | None) -
 def _lllite(model: Trainable, options: TrainingOptions, file: Path | None) -> Recipe:
     from extensions_lib.training.recipes.lllite import LLLiteRecipe
 
-    if file is not None:
-        raise CrucibleError("network_weights: a ControlNet-LLLite cannot be gone on with yet.")
-    return LLLiteRecipe(model, options, options.learning_rate, seed=options.seed)
+    layers = None if file is None else _side_paths(model, file)
+    return LLLiteRecipe(model, options, options.learning_rate, seed=options.seed, layers=layers)
+
+
+def _side_paths(model: Trainable, path: Path) -> Mapping[str, LLLite]:
+    from extensions_lib.files.lllite import read_lllite
+
+    found = read_lllite(path, structure=model.loaded.structure)
+    if found.unmatched or found.problems:
+        first, name = [*found.unmatched, *found.problems][0], model.loaded.name
+        raise CrucibleError(f"{path}: cannot be trained further on {name}: {first}")
+    return found.layers
 
 
 KINDS: Mapping[str, Kind] = {
@@ -122,7 +132,6 @@ KINDS: Mapping[str, Kind] = {
     "embedding": Kind(".safetensors", _with_word, _embedding),
     "hypernetwork": Kind(".pt", _with_tag("hypernet"), _hypernetwork),
     "checkpoint": Kind(".safetensors", _plain, _checkpoint),
-    # It draws nothing without a picture to follow.
-    "lllite": Kind(".safetensors", _with_tag("lllite"), _lllite, makes_samples=False),
+    "lllite": Kind(".safetensors", _with_tag("lllite"), _lllite, guided=True),
 }
 assert tuple(KINDS) == TRAINED

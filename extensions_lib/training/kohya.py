@@ -1,4 +1,4 @@
-"""Config files of sd-scripts' train_network.py and sdxl_train_network.py, read and written.
+"""Config files of sd-scripts' training programs, read and written.
 
 Each of their arguments is an option here, or has no meaning here and is said, or is refused by
 name: none is passed over in silence.
@@ -91,6 +91,10 @@ _NO_MATTER = frozenset(
     initial_step weighted_captions
     """.split()  # noqa: SIM905
 )
+# What only the programs that train checkpoints take.
+_OF_CHECKPOINTS = frozenset(
+    ["train_text_encoder", "learning_rate_te", "learning_rate_te1", "learning_rate_te2", "block_lr"]
+)
 # What is taken from the checkpoint that is loaded.
 _OF_THE_CHECKPOINT = frozenset(["v2", "v_parameterization", "zero_terminal_snr"])
 
@@ -119,6 +123,7 @@ def read_kohya(source: Path | Mapping[str, Any]) -> KohyaConfig:
             reading.take(name, value)
         except _Refused as reason:
             refused.append(f"{name}: {reason}")
+    reading.kind_of(given)
     if refused:
         where = f"{source}: " if isinstance(source, Path) else ""
         raise CrucibleError(f"{where}cannot be run as it is:\n" + "\n".join(refused))
@@ -142,6 +147,7 @@ class _Reading:
         self.told = told
         self.checkpoint: str | None = None
         self._idle: list[str] = []
+        self._said: list[str] = []
         self._stated: list[str] = []
 
     def take(self, name: str, value: Any) -> None:
@@ -159,12 +165,25 @@ class _Reading:
             raise _Refused(f"is not known here{f'; did you mean {near[0]}?' if near else ''}")
 
     def notes(self) -> list[str]:
-        said = []
+        said = list(self._said)
         if self._idle:
             said.append(f"Without a meaning here: {', '.join(sorted(self._idle))}.")
         if self._stated:
             said.append(f"Taken from the loaded checkpoint: {', '.join(sorted(self._stated))}.")
         return said
+
+    def kind_of(self, given: Mapping[str, Any]) -> None:
+        """What is trained, as their programs differ: by the arguments that one of them takes."""
+        if "network_module" in given:
+            return
+        if "token_string" in given:
+            self.told["train"] = "embedding"
+        elif named := sorted(_OF_CHECKPOINTS & given.keys()):
+            self.told["train"] = "checkpoint"
+            self.told.setdefault("train_text_encoder", "text_encoder_lr" in self.told)
+            self._said.append(
+                f"The checkpoint itself is trained, as {named[0]} is named and no network_module."
+            )
 
     # --- single arguments ---------------------------------------------------------------------
 
@@ -208,6 +227,16 @@ class _Reading:
 
     def rates(self, value: Any) -> None:
         self.told["text_encoder_lr"] = tuple(value if isinstance(value, list) else [value])
+
+    def text_rate(self, value: Any) -> None:
+        self.told["text_encoder_lr"] = (*self.told.get("text_encoder_lr", ()), value)
+
+    def block_rates(self, value: Any) -> None:
+        rates = [float(each) for each in (value if isinstance(value, list) else value.split(","))]
+        if not rates or max(rates) <= 0:
+            raise _Refused("no block has a rate above 0")
+        self.told["unet_lr"] = max(rates)
+        self.told["block_lr_weight"] = tuple(rate / max(rates) for rate in rates)
 
     def eight_bit(self, value: Any) -> None:
         if value:
@@ -275,6 +304,10 @@ _HANDLERS: Mapping[str, Callable[[_Reading, Any], None]] = {
     "network_train_unet_only": _Reading.unet_only,
     "network_train_text_encoder_only": _Reading.text_only,
     "text_encoder_lr": _Reading.rates,
+    "learning_rate_te": _Reading.text_rate,
+    "learning_rate_te1": _Reading.text_rate,
+    "learning_rate_te2": _Reading.text_rate,
+    "block_lr": _Reading.block_rates,
     "use_8bit_adam": _Reading.eight_bit,
     "use_lion_optimizer": _Reading.lion,
     "resolution": _Reading.resolution,

@@ -6,8 +6,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from extensions_lib.datasets.options import resolution_of
+from extensions_lib.datasets.pictures import open_picture
 from extensions_lib.errors import CrucibleError, Stopped
 from extensions_lib.models.place import Place, Sample
 from extensions_lib.training.kinds import Kind
@@ -52,7 +57,7 @@ class Looking:
     ) -> None:
         self._place, self._options, self._kind, self._loop = place, options, kind, loop
         self._turn = turn
-        self._samples = samples_of(place, options, data) if kind.makes_samples else []
+        self._samples = (guided_samples_of if kind.guided else samples_of)(place, options, data)
         most = options.max_validation_steps or -(-_MEASURED // options.train_batch_size)
         self._validation = Validation(loop, data.validation or data, most)
 
@@ -112,11 +117,19 @@ class Looking:
         sample = replace(sample, prompt=self._kind.tagged(sample.prompt, name))
         if self._options.train == "network":
             return self._place.picture(sample, stop)  # by its tag, as in any prompt
-        untagged = sample.prompt.replace(f" <hypernet:{name}:1>", "")
-        return self._place.picture(replace(sample, prompt=untagged), stop, self._on_the_model)
+        for tag in (f" <hypernet:{name}:1>", f" <lllite:{name}:1>"):
+            sample = replace(sample, prompt=sample.prompt.replace(tag, ""))
+        return self._place.picture(sample, stop, partial(self._on_the_model, sample))
 
-    def _on_the_model(self) -> AbstractContextManager[Any]:
-        return on_the_model(self._loop.recipe)
+    @contextmanager
+    def _on_the_model(self, sample: Sample) -> Iterator[None]:
+        recipe = self._loop.recipe
+        with on_the_model(recipe):
+            if self._kind.guided:
+                control = condition(sample)
+                with torch.no_grad():
+                    recipe.follow(control, [side // 8 for side in control.shape[-2:]])  # type: ignore[attr-defined]
+            yield
 
 
 @contextmanager
@@ -135,8 +148,40 @@ def on_the_model(recipe: Recipe, checkpointing: Checkpointing | None = None) -> 
 
 def samples_of(place: Place, options: TrainingOptions, data: TrainingData) -> list[Sample]:
     """What is looked at: the prompts that are asked for, or two of the captions."""
-    usual = Sample("", cfg=place.about()["cfg"], sampler=options.sample_sampler, seed=1)
-    return read_samples(options.sample_prompts or _captions(data)[:2], usual)
+    return read_samples(options.sample_prompts or _captions(data)[:2], _usual(place, options))
+
+
+def _usual(place: Place, options: TrainingOptions) -> Sample:
+    return Sample("", cfg=place.about()["cfg"], sampler=options.sample_sampler, seed=1)
+
+
+def guided_samples_of(place: Place, options: TrainingOptions, data: TrainingData) -> list[Sample]:
+    """The same, each with a condition picture: what `--cn` names, else one of the set in turn."""
+    those = [each for each in data.pictures if each.guide and not each.subset.is_reg]
+    if not those:
+        return []  # the first step says what is missing
+    width, height = (side // 64 * 64 for side in resolution_of(options))
+    usual = replace(_usual(place, options), width=width, height=height)
+    found = read_samples(options.sample_prompts, usual)
+    found = found or [replace(usual, prompt=each.caption or "") for each in those[:2]]
+    return [
+        replace(each, control=each.control or those[number % len(those)].guide)
+        for number, each in enumerate(found)
+    ]
+
+
+def condition(sample: Sample) -> torch.Tensor:
+    """[1, 3, H, W] from −1 to 1: a sample's condition picture at its size, its middle kept.
+
+    Raises PictureProblem.
+    """
+    from PIL import ImageOps
+
+    assert sample.control is not None and sample.width is not None and sample.height is not None
+    picture = ImageOps.fit(open_picture(sample.control), (sample.width, sample.height))
+    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    pixels = pixels.view(1, sample.height, sample.width, 3).permute(0, 3, 1, 2)
+    return pixels.float() / 127.5 - 1
 
 
 def _captions(data: TrainingData) -> Sequence[str]:

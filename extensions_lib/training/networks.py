@@ -32,7 +32,7 @@ from extensions_lib.errors import CrucibleError
 from extensions_lib.models.loaded import LoadedModel
 from extensions_lib.models.names import LayerInfo, canonical_layers, component_of
 from extensions_lib.training.blocks import by_block
-from extensions_lib.training.option_groups import NetworkOptions
+from extensions_lib.training.option_groups import BlockRates, NetworkOptions
 
 
 def layers_of(model: LoadedModel, options: NetworkOptions) -> dict[str, LayerInfo]:
@@ -130,14 +130,14 @@ def _rank(
         alpha = alpha if options.conv_alpha is None else options.conv_alpha
     prefix = "conv_block" if kernel else "block"
     if component_of(name) == "unet":
-        rank = _of_block(model, name, options, f"{prefix}_dims", rank)
-        alpha = _of_block(model, name, options, f"{prefix}_alphas", alpha)
+        rank = of_block(model, name, options, f"{prefix}_dims", rank)
+        alpha = of_block(model, name, options, f"{prefix}_alphas", alpha)
     if not rank:
         raise AdapterError("its block has rank 0")
     return rank, float(rank) if alpha in (None, 0) else float(alpha)
 
 
-def _of_block(model: LoadedModel, name: str, options: NetworkOptions, what: str, usual: Any) -> Any:
+def of_block(model: LoadedModel, name: str, options: BlockRates, what: str, usual: Any) -> Any:
     """The value of the layer's block, where the option has values."""
     values = getattr(options, what)
     if not values:
@@ -232,7 +232,7 @@ def rate_groups(
         rate = rate_of(model, component, options, learning_rate)
         weight = 1.0
         if component == "unet":
-            weight = _of_block(model, name, options, "block_lr_weight", 1.0)
+            weight = of_block(model, name, options, "block_lr_weight", 1.0)
         if rate * weight == 0:
             continue
         for part, tensor in trained_parts(adapter, options).items():

@@ -27,7 +27,16 @@ KINDS = (
 
 
 @dataclass(frozen=True)
-class NetworkOptions:
+class BlockRates:
+    """The option of how fast each block of the UNet learns."""
+
+    block_lr_weight: tuple[float, ...] = option(
+        (), "what unet_lr is multiplied by in each block; 0: not trained", group="Blocks"
+    )
+
+
+@dataclass(frozen=True)
+class NetworkOptions(BlockRates):
     """The options of a network that is trained."""
 
     kind: str = option("lora", "the kind of network", group="Network", choices=KINDS)
@@ -53,9 +62,6 @@ class NetworkOptions:
     conv_block_alphas: tuple[float, ...] = option(
         (), "alphas of the convolutions of the UNet's blocks; none: conv_alpha", group="Blocks"
     )
-    block_lr_weight: tuple[float, ...] = option(
-        (), "what unet_lr is multiplied by in each block; 0: not trained", group="Blocks"
-    )
     use_tucker: bool = option(False, "3x3 convolutions as a Tucker decomposition", group="Network")
     dora_wd: bool = option(False, "learns direction and size apart (DoRA)", group="Network")
     factor: int = option(-1, "LoKr: near this are its parts split; -1: the root", group="Network")
@@ -77,8 +83,8 @@ class NetworkOptions:
     scale_weight_norms: float | None = option(
         None, "shortens a layer's change beyond this norm; 1", group="Network", low=0
     )
-    train_unet: bool = option(True, "the UNet is trained", group="Network")
-    train_text_encoder: bool = option(True, "the text encoders are trained", group="Network")
+    train_unet: bool = option(True, "the UNet is trained", group="Parts")
+    train_text_encoder: bool = option(True, "the text encoders are trained", group="Parts")
     unet_lr: float | None = option(None, "none: learning_rate", group="Learning rate", low=0)
     text_encoder_lr: tuple[float, ...] = option(
         (), "one for all text encoders, or one each; none: learning_rate", group="Learning rate"

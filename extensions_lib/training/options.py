@@ -63,7 +63,8 @@ class SampleOptions:
 
     sample_prompts: tuple[str, ...] = option(
         (),
-        "a picture of each on the way; --n negative, --w, --h, --d seed, --l CFG, --s steps",
+        "a picture of each on the way; --n negative, --w, --h, --d seed, --l CFG, --s steps,"
+        " --cn control picture",
         group="Samples",
     )
     sample_every_n_steps: int | None = option(

@@ -10,6 +10,7 @@ from typing import Any
 
 from extensions_lib.datasets.dataset_file import read_toml
 from extensions_lib.errors import CrucibleError
+from extensions_lib.models.families import SD15, Family, Structure
 from extensions_lib.options import checked
 from extensions_lib.training.options import TrainingOptions
 
@@ -37,6 +38,12 @@ def presets() -> tuple[Preset, ...]:
             raise CrucibleError(f"{FILE}: preset {held['name']}: {problem}") from None
         found.append(Preset(held["name"], tuple(held["families"]), held["options"]))
     return tuple(found)
+
+
+def family_of(structure: Structure) -> str:
+    """The family whose presets suit a model; small ones have that of the demo checkpoint."""
+    small = structure.unet.model_channels < SD15.unet.model_channels
+    return DEMO if structure.family is Family.SD1 and small else structure.family.value
 
 
 def presets_for(family: str) -> list[Preset]:

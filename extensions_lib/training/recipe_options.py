@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from extensions_lib.files.hypernetworks import ACTIVATIONS
 from extensions_lib.options import option
-from extensions_lib.training.option_groups import ObjectiveOptions, PromptOptions
+from extensions_lib.training.option_groups import BlockRates, ObjectiveOptions, PromptOptions
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,11 @@ class HypernetworkTraining(HypernetworkOptions, PromptOptions, ObjectiveOptions)
 
 
 @dataclass(frozen=True)
-class FullOptions:
+class FullOptions(BlockRates):
     """The options of what is trained of a checkpoint."""
 
-    train_unet: bool = option(True, "the UNet is trained", group="Checkpoint")
-    train_text_encoder: bool = option(
-        False, "the text encoders are trained too", group="Checkpoint"
-    )
+    train_unet: bool = option(True, "the UNet is trained", group="Parts")
+    train_text_encoder: bool = option(False, "the text encoders are trained too", group="Parts")
     unet_lr: float | None = option(None, "none: learning_rate", group="Learning rate", low=0)
     text_encoder_lr: tuple[float, ...] = option(
         (), "one for all text encoders, or one each; none: learning_rate", group="Learning rate"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from extensions_lib.errors import CrucibleError
@@ -18,11 +19,12 @@ _FIELDS: dict[str, tuple[str, type]] = {
     "d": ("seed", int),
     "l": ("cfg", float),
     "s": ("steps", int),
+    "cn": ("control", Path),
 }
 
 
 def read_sample(line: str, usual: Sample) -> Sample:
-    """The sample of one line; what it does not say is as in `usual`.
+    """The sample of one line; what it does not say is as in `usual`. `--cn` names a picture.
 
     Raises CrucibleError, naming the flag, for one that is unknown or has no such value.
     """

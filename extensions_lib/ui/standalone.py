@@ -164,14 +164,19 @@ def training_room(options: Options, host: StandaloneHost, tagger: TaggerRoom) ->
         return StandalonePlace(host)
 
     def base() -> str:
+        path = checkpoint()
+        return path.name if path else ""
+
+    def checkpoint() -> Path | None:
         try:
-            return host.checkpoint.name
+            return host.checkpoint
         except CrucibleError:  # there is none yet
-            return ""
+            return None
 
     return TrainingRoom(
-        place, base, options.data / "outputs", tagger.path, tagger.links, strangers=options.listen
-    )
+        place, base, checkpoint, options.data / "outputs", tagger.path, tagger.links,
+        strangers=options.listen,
+    )  # fmt: skip
 
 
 def add_training_routes(app: FastAPI, options: Options, training: TrainingRoom) -> None:

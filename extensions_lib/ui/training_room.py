@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from extensions_lib.api.training import PREFIX, Service, add_routes
-from extensions_lib.errors import CrucibleError
+from extensions_lib.errors import CrucibleError, FileProblem
 from extensions_lib.training.options import TrainingOptions
 from extensions_lib.ui.tagger_links import Links
 
 if TYPE_CHECKING:
+    from extensions_lib.demo.lesson_set import LessonSet
     from extensions_lib.models.place import Place
 
 _PATHS = (
@@ -31,7 +33,7 @@ _PATHS = (
 @dataclass
 class TrainingRoom:
     """`place` makes what runs are in, at the first order; `outputs` holds a folder of theirs;
-    `base` names the checkpoint in use.
+    `base` names the checkpoint in use, `checkpoint` says where it lies.
 
     `path` reads a path as it was typed; it raises CrucibleError for one that may not be named.
     `strangers`: the page is open to them, so no code of their choice is run.
@@ -39,6 +41,7 @@ class TrainingRoom:
 
     place: Callable[[], Place]
     base: Callable[[], str]
+    checkpoint: Callable[[], Path | None]
     outputs: Path
     path: Callable[[str | None], Path]
     links: Links
@@ -49,6 +52,24 @@ class TrainingRoom:
     def service(self) -> Service:
         """The runs, for the tab and for REST."""
         return Service(self.place, self.outputs / "training", self.base, self.allowed)
+
+    def family(self) -> str:
+        """The family whose presets suit the checkpoint in use; empty where it cannot be told."""
+        path = self.checkpoint()
+        try:
+            return "" if path is None else _family(path, os.stat(path).st_mtime_ns)
+        except (CrucibleError, OSError):  # said where it is loaded; nothing suits it
+            return ""
+
+    def draw_demo_set(self) -> LessonSet:
+        """Draws pictures of a shape that the demo checkpoint has never seen. Raises FileProblem."""
+        from extensions_lib.demo.lesson_set import draw_lesson
+
+        folder = self.outputs / "demo-set"
+        try:
+            return draw_lesson(folder)
+        except OSError as problem:
+            raise FileProblem(f"{folder} cannot be written: {problem.strerror}.") from None
 
     @property
     def route(self) -> str:
@@ -81,3 +102,11 @@ class TrainingRoom:
                 if guide := subset.overrides.get("conditioning_data_dir"):
                     self.path(str(guide))
         return options
+
+
+@lru_cache(maxsize=8)
+def _family(path: Path, changed: int) -> str:
+    from extensions_lib.files.checkpoints import checkpoint_structure
+    from extensions_lib.training.presets import family_of
+
+    return family_of(checkpoint_structure(path))

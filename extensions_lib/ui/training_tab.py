@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
@@ -18,11 +18,12 @@ import gradio as gr
 
 from extensions_lib.errors import CrucibleError
 from extensions_lib.training.options import TrainingOptions
+from extensions_lib.training.presets import DEMO
 from extensions_lib.ui import pieces, training_options, training_set
 from extensions_lib.ui.compat import at_once, on_browser, only_last, side_by_side, window_of
 from extensions_lib.ui.jobs import Jobs, Tell, Update
 from extensions_lib.ui.option_fields import OptionForm
-from extensions_lib.ui.training_options import CUSTOM, PREFIX
+from extensions_lib.ui.training_options import PREFIX
 from extensions_lib.ui.training_room import TrainingRoom
 
 WINDOWS = 16  # inside one event at a time
@@ -37,6 +38,7 @@ class TrainingTab:
     jobs: Jobs
     form: OptionForm[TrainingOptions]
     check: gr.Button
+    demo: gr.Button
     found: gr.HTML
     preset: gr.Dropdown
     go: gr.Button
@@ -58,7 +60,8 @@ class TrainingTab:
 
 def build_training_tab(room: TrainingRoom, page: gr.Blocks) -> TrainingTab:
     """Builds the tab inside `page` and wires it."""
-    form = training_options.new_form()
+    family = room.family()
+    form = training_options.new_form(family)
     with gr.Column(elem_id=PREFIX):
         with gr.Row(elem_id=f"{PREFIX}-set"):
             form.field(
@@ -69,7 +72,11 @@ def build_training_tab(room: TrainingRoom, page: gr.Blocks) -> TrainingTab:
                 "reg_data_dir", label="Regularisation pictures", placeholder="none",
                 scale=4, min_width=200,
             )  # fmt: skip
-            check = gr.Button("Check", scale=1, min_width=110, elem_id=f"{PREFIX}-check")
+            with gr.Column(scale=1, min_width=140):
+                check = gr.Button("Check", elem_id=f"{PREFIX}-check")
+                demo = gr.Button(
+                    "Draw a demo set", size="sm", visible=family == DEMO, elem_id=f"{PREFIX}-demo"
+                )
         found = _said("found")
         with gr.Row():
             form.field("output_name", scale=2, min_width=200)
@@ -77,8 +84,8 @@ def build_training_tab(room: TrainingRoom, page: gr.Blocks) -> TrainingTab:
         with gr.Row(elem_id=f"{PREFIX}-what"):
             form.field("kind", label="Kind of network", info=None, scale=2, min_width=140)
             preset = gr.Dropdown(
-                training_options.preset_names(), value=CUSTOM, label="Preset", scale=3,
-                min_width=180, elem_id=f"{PREFIX}-preset",
+                training_options.preset_names(family), label="Preset", scale=3, min_width=180,
+                value=training_options.first_preset(family), elem_id=f"{PREFIX}-preset",
             )  # fmt: skip
             gr.HTML(_base(room), elem_id=f"{PREFIX}-base")
         training_options.first_row(form)
@@ -105,9 +112,11 @@ def build_training_tab(room: TrainingRoom, page: gr.Blocks) -> TrainingTab:
         with gr.Accordion("Runs so far", open=False, elem_id=f"{PREFIX}-past"):
             gr.HTML('<div class="crucible-training-runs"></div>', elem_id=f"{PREFIX}-runs")
     tab = TrainingTab(
-        room, Jobs(), form, check, found, preset, go, error, crops, prompts, toml, load, loaded
-    )
+        room, Jobs(), form, check, demo, found, preset, go, error, crops, prompts, toml, load,
+        loaded,
+    )  # fmt: skip
     _wire_fields(tab, page)
+    _wire_presets(tab)
     _wire_check(tab)
     _wire_start(tab)
     return tab
@@ -152,6 +161,7 @@ def _wire_fields(tab: TrainingTab, page: gr.Blocks) -> None:
         return {
             tab.go: gr.update(value=_label(options)),
             tab.toml: training_options.as_toml(options),
+            tab.preset: training_options.preset_of(options, tab.room.family()),
             tab.error: "",
         }
 
@@ -159,7 +169,7 @@ def _wire_fields(tab: TrainingTab, page: gr.Blocks) -> None:
     following: dict[str, Any] = {
         "fn": follow,
         "inputs": fields,
-        "outputs": [tab.go, tab.toml, tab.error],
+        "outputs": [tab.go, tab.toml, tab.preset, tab.error],
         **remember,
         **at_once(),
     }
@@ -172,16 +182,6 @@ def _wire_fields(tab: TrainingTab, page: gr.Blocks) -> None:
     back = on_browser("(...values) => window.crucibleTraining?.reset(values) ?? values")
     reset.click(None, fields, fields, **back)
 
-    def choose(name: str, *values: Any) -> Changes:
-        try:
-            chosen = training_options.with_preset(tab.read(values), name)
-        except CrucibleError as problem:
-            return {tab.error: pieces.messages([str(problem)], "error")}
-        return dict(zip(fields, training_options.shown(tab.form, chosen), strict=True))
-
-    outputs = [tab.error, *fields]
-    tab.preset.input(choose, [tab.preset, *fields], outputs, **at_once()).then(**following)
-
     def load(text: str) -> Changes:
         try:
             options, notes = training_options.from_toml(text)
@@ -191,6 +191,46 @@ def _wire_fields(tab: TrainingTab, page: gr.Blocks) -> None:
         return {tab.loaded: pieces.messages(notes), **dict(zip(fields, values, strict=True))}
 
     tab.load.click(load, tab.toml, [tab.loaded, *fields], **at_once()).success(**following)
+
+
+def _wire_presets(tab: TrainingTab) -> None:
+    """Values to begin with: by the preset, by what is trained, by the family, by the demo's set.
+
+    Each becomes the fields; the script then asks for what follows from them.
+    """
+    fields, room = tab.fields, tab.room
+    others = [tab.error, tab.preset, tab.demo]
+    follow = {"fn": None, **on_browser("() => { window.crucibleTraining?.follow(); return []; }")}
+
+    def wire(event: Any, change: Callable[..., TrainingOptions], *more: Any) -> None:
+        def act(*values: Any) -> Changes:
+            given, own = values[: len(fields)], values[len(fields) :]
+            family = room.family()
+            try:
+                options = change(tab.read(given), family, *own)
+            except CrucibleError as problem:
+                return {tab.error: pieces.messages([str(problem)], "error")}
+            names = training_options.preset_names(family)
+            chosen = training_options.preset_of(options, family)
+            return {
+                tab.preset: gr.update(choices=names, value=chosen),
+                tab.demo: gr.update(visible=family == DEMO),
+                **dict(zip(fields, training_options.shown(tab.form, options), strict=True)),
+            }
+
+        event(act, [*fields, *more], [*others, *fields], **at_once()).then(**follow)
+
+    def preset(options: TrainingOptions, family: str, name: str) -> TrainingOptions:
+        return training_options.with_preset(options, name, family)
+
+    def demo(options: TrainingOptions, _: str) -> TrainingOptions:
+        return training_options.with_demo_set(options, room.draw_demo_set())
+
+    based = gr.Button("Another base", elem_id=f"{PREFIX}-based", elem_classes=["crucible-wire"])
+    wire(tab.preset.input, preset, tab.preset)
+    wire(tab.form.fields["train"].input, training_options.begun)
+    wire(based.click, training_options.moved)
+    wire(tab.demo.click, demo)
 
 
 def _label(options: TrainingOptions) -> str:

@@ -48,6 +48,14 @@ def host() -> Host:
     return WebUIHost(session())
 
 
+def checkpoint() -> Path | None:
+    """The checkpoint that the settings name; it may not be loaded yet."""
+    from modules import sd_models, shared
+
+    info = sd_models.checkpoint_aliases.get(shared.opts.sd_model_checkpoint)
+    return None if info is None else Path(info.filename)
+
+
 _page_announced = False  # and not one component of it built yet
 
 

@@ -28,7 +28,7 @@ def room() -> ToolboxRoom:
 
     below = webui_tagger.room().only_below
     base = Path(paths.data_path).absolute()
-    return ToolboxRoom(Desk(base, _folders, _loaded, _place, ROOT / "cache", below))
+    return ToolboxRoom(Desk(base, _folders, webui.checkpoint, _place, ROOT / "cache", below))
 
 
 def _folders(sort: str) -> list[Path]:
@@ -58,14 +58,6 @@ def _folders(sort: str) -> list[Path]:
     # the WebUI fills some arguments in by itself, also with folders that are not there
     there = [each.absolute() for each in found if each.is_dir()]
     return list(dict.fromkeys([*there, usual.absolute()]))
-
-
-def _loaded() -> Path | None:
-    """The checkpoint that the settings name; it may not be loaded yet."""
-    from modules import sd_models, shared
-
-    info = sd_models.checkpoint_aliases.get(shared.opts.sd_model_checkpoint)
-    return None if info is None else Path(info.filename)
 
 
 def _place() -> Place:

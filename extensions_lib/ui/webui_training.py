@@ -30,6 +30,7 @@ def room() -> TrainingRoom:
     return TrainingRoom(
         _place,
         _base,
+        webui.checkpoint,
         Path(paths.data_path) / "outputs",
         tagger.path,
         tagger.links,

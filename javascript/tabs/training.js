@@ -143,7 +143,10 @@
             pause.textContent = paused ? "Go on" : "Pause";
         }
         const base = document.querySelector(`#${ID} .crucible-training-base b`);
-        if (now.base && base.textContent !== now.base) base.textContent = now.base;
+        if (now.base && base.textContent !== now.base) {
+            base.textContent = now.base;
+            find("based").click(); // other presets suit it
+        }
         const place = find("live").firstChild;
         const said = [];
         if (problem) said.push(note(["The server does not answer:", own(problem.message)], "error"));
@@ -358,12 +361,22 @@
     // The button and the TOML follow what stands in the fields.
     const follow = () => find("changed").click();
     const form = window.crucibleForm(ID);
+    let trains = -1; // the place of "what is trained" among the fields
+
+    // Options that have nothing to do with what is trained are out of sight (see style.css).
+    function showKind(values) {
+        if (trains >= 0) document.getElementById(ID).dataset.trains = values[trains];
+        return values;
+    }
     window.crucibleTraining = {
         ...form,
-        restore(...told) {
+        follow: () => setTimeout(follow, 150),
+        restore(values, names) {
             setTimeout(follow, 900);
-            return form.restore(...told);
+            trains = names.indexOf(`${ID}-train`);
+            return showKind(form.restore(values, names));
         },
+        remember: (values) => form.remember(showKind(values)),
         reset(values) {
             setTimeout(follow, 150);
             return form.reset(values);

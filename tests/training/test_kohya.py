@@ -161,3 +161,22 @@ def test_written_and_read_again_it_is_the_same(told: dict[str, object], tmp_path
     found = read_kohya(path)
     assert found.checkpoint == "/m.safetensors"
     assert found.options == before
+
+
+def test_configs_of_the_programs_that_train_checkpoints() -> None:
+    told = {"pretrained_model_name_or_path": "a.safetensors", "train_data_dir": "/data"}
+    rates = [0.0] * 3 + [1e-6] * 10 + [4e-6] * 10
+    found = read_kohya({**told, "block_lr": rates, "learning_rate": 2e-6})
+    assert found.options.train == "checkpoint" and not found.options.train_text_encoder
+    assert found.options.unet_lr == 4e-6
+    assert found.options.block_lr_weight == (0.0,) * 3 + (0.25,) * 10 + (1.0,) * 10
+    assert any("block_lr" in note for note in found.notes)
+    found = read_kohya({**told, "learning_rate_te1": 1e-6, "learning_rate_te2": 5e-7})
+    assert found.options.train == "checkpoint" and found.options.train_text_encoder
+    assert found.options.text_encoder_lr == (1e-6, 5e-7)
+
+
+def test_configs_of_textual_inversion() -> None:
+    found = read_kohya({"token_string": "smith", "init_word": "man", "num_vectors_per_token": 4})
+    assert found.options.train == "embedding"
+    assert (found.options.token_string, found.options.num_vectors_per_token) == ("smith", 4)

@@ -177,3 +177,16 @@ def test_what_is_learnt_answers_only_while_it_is_in(model: StandaloneTrainable) 
     outside = fixed_loss(clean, batch)
     clean.take_out()
     assert abs(inside - outside) > 1e-3
+
+
+def test_blocks_learn_at_rates_of_their_own(folder: Path) -> None:
+    model = trainable(folder, "SDXL")
+    weights = (0.0,) * 10 + (0.5, 1.0, 1.0) + (1.0,) * 10
+    recipe = make(model, block_lr_weight=weights)
+    rates = {group["name"]: group["lr"] for group in recipe.groups()}
+    assert rates == {"unet × 0.5": RATE / 2, "unet": RATE}
+    names = recipe.tensors().keys()
+    assert any("mid_block" in name for name in names)
+    assert not any("down_blocks" in name or "time_embedding" in name for name in names)
+    with pytest.raises(CrucibleError, match="block_lr_weight"):
+        make(model, block_lr_weight=(1.0,) * 7)

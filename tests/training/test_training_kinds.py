@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from extensions_lib.hosts.base import GenerationRequest
 from extensions_lib.hosts.standalone import StandaloneHost
@@ -87,9 +88,25 @@ def test_lllite_learns_from_condition_pictures(tmp_path: Path) -> None:
     run = runs.start(options)
     run.join(200)
     assert run.status().state == "done", run.status()
-    assert not run.record.entries("sample")
+    [sample] = run.record.entries("sample")  # of the first picture with its condition picture
+    with Image.open(run.outputs.samples / str(sample["sample"])) as following:
+        assert following.size == (64, 64)
     assert run.outputs.final.is_file()
     assert host.lllites.find(options.output_name) is not None
+    # gone on with, it draws by the picture that it is shown
+    shown = sorted((guides / "guides").glob("*.png"))[:2]
+    further = replace(
+        options,
+        network_weights=str(run.outputs.final),
+        output_name="further",
+        learning_rate=0.1,
+        sample_prompts=tuple(f"a thing --d 3 --s 2 --cn {each}" for each in shown),
+    )
+    more = runs.start(further)
+    more.join(200)
+    assert more.status().state == "done", more.status()
+    one, other = (more.outputs.samples / str(e["sample"]) for e in more.record.entries("sample"))
+    assert one.read_bytes() != other.read_bytes()
     bare = runs.start(replace(options, conditioning_data_dir=None, output_name="bare"))
     bare.join(200)
     assert bare.status().state == "failed" and "condition" in bare.status().message

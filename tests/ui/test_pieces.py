@@ -142,7 +142,8 @@ def test_translation_covers_the_labels_of_the_page() -> None:
     source += "".join(
         path.read_text(encoding="utf-8") for path in (ROOT / "javascript").rglob("*.js")
     )
-    source += (ROOT / "extensions_lib" / "toolbox" / "metadata.py").read_text(encoding="utf-8")
+    for file in ("toolbox/metadata.py", "training/presets.toml"):
+        source += (ROOT / "extensions_lib" / file).read_text(encoding="utf-8")
     source = re.sub(r"""["']\s*\n\s*f?["']""", "", unescape(source))
     source = source.replace('\\"', '"')
     words = set(re.findall("[A-Za-z]+", source))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,33 @@ def test_a_refusal_stands_at_the_button_and_keeps_what_was_typed(page: Any, pict
 
 
 @pytest.mark.browser
+def test_a_newcomer_finds_the_demos_preset_and_a_set_for_it(page: Any, data: Path) -> None:
+    preset = page.locator(f"{ID}-preset input")
+    assert preset.input_value() == "New shape"
+    page.locator(f"{ID}-go", has_text="Train 600 steps").wait_for()
+    page.locator(f"{ID}-demo").click()
+    folder = page.locator(f"{ID}-train-data-dir :is(input, textarea)")
+    page.wait_for_function(
+        f"() => document.querySelector('{ID}-train-data-dir :is(input, textarea)').value"
+    )
+    assert list((data / "outputs" / "demo-set" / "train").rglob("*.txt"))
+    assert folder.input_value() == str(data / "outputs" / "demo-set" / "train")
+    assert preset.input_value() == "New shape"  # a folder is nothing that a preset says
+    page.locator(f"{ID}-check").click()
+    page.locator(f"{ID}-found .crucible-training-sum").wait_for()
+    # something else is trained: its preset, and its options alone
+    page.locator(f"{ID}-options > .label-wrap").click()
+    page.locator(f"{ID}-group-network").wait_for()
+    page.locator(f"{ID}-train label", has_text="embedding").click()
+    page.wait_for_function(
+        f"() => document.querySelector('{ID}-preset input').value === 'Embedding'"
+    )
+    page.locator(f"{ID}-group-network").wait_for(state="hidden")
+    assert page.locator(f"{ID}-group-embedding").is_visible()
+    assert page.locator(f"{ID}-kind").is_hidden()
+
+
+@pytest.mark.browser
 @pytest.mark.slow
 def test_fields_are_found_marked_reset_and_kept(page: Any) -> None:
     page.locator(f"{ID}-options .label-wrap").first.click()
@@ -224,7 +252,7 @@ def room(tmp_path: Path, strangers: bool) -> TrainingRoom:
     def place() -> Any:
         raise AssertionError("nothing is to be loaded")
 
-    return TrainingRoom(place, lambda: "", tmp_path, path, Links(tmp_path), strangers)
+    return TrainingRoom(place, lambda: "", lambda: None, tmp_path, path, Links(tmp_path), strangers)
 
 
 def test_strangers_name_no_paths_or_code_of_their_own(tmp_path: Path) -> None:
@@ -248,13 +276,32 @@ def test_strangers_name_no_paths_or_code_of_their_own(tmp_path: Path) -> None:
 
 
 def test_a_preset_leaves_what_is_ones_own() -> None:
-    names = training_options.preset_names()
-    assert names[0] == "Custom" and len(set(names)) == len(names) > 5
+    names = training_options.preset_names("SD1")
+    assert names[0] == "Character" and names[-1] == "Custom" and len(set(names)) == len(names) > 4
     own = TrainingOptions(train_data_dir="/set", output_name="mine", network_dim=3, seed=9)
-    chosen = training_options.with_preset(own, "Character (SD1)")
+    chosen = training_options.with_preset(own, "Character", "SD1")
     assert (chosen.train_data_dir, chosen.output_name) == ("/set", "mine")
     assert chosen.network_dim == 16 and chosen.seed == 0
-    assert training_options.with_preset(own, "Custom") == own
+    assert training_options.with_preset(own, "Custom", "SD1") == own
+    assert training_options.preset_of(chosen, "SD1") == "Character"
+    assert training_options.preset_of(replace(chosen, seed=1), "SD1") == "Custom"
+
+
+def test_another_base_or_kind_changes_a_preset_and_nothing_of_ones_own() -> None:
+    mine = TrainingOptions(train_data_dir="/set", output_name="mine")
+    style = training_options.with_preset(mine, "Style", "SD1")
+    larger = training_options.moved(style, "SDXL")
+    assert larger == training_options.with_preset(mine, "Style", "SDXL") != style
+    changed = replace(style, network_dim=5)
+    assert training_options.moved(changed, "SDXL") == changed
+    # the demo has no "Style", and a checkpoint that nobody knows no preset at all
+    assert training_options.preset_of(training_options.moved(style, "Demo"), "Demo") == "New shape"
+    assert training_options.moved(style, "") == style
+    embedding = training_options.begun(replace(style, train="embedding"), "SD1")
+    assert training_options.preset_of(embedding, "SD1") == "Embedding"
+    assert (embedding.train_data_dir, embedding.output_name) == ("/set", "mine")
+    kept = replace(changed, train="embedding")
+    assert training_options.begun(kept, "SD1") == kept
 
 
 def test_toml_of_ours_and_of_sd_scripts() -> None:
@@ -274,7 +321,7 @@ def test_lines_keep_their_commas() -> None:
     import gradio as gr
 
     with gr.Blocks():
-        form = training_options.new_form()
+        form = training_options.new_form("SD1")
         training_options.first_row(form)
         training_options.rest(form)
     told = TrainingOptions(

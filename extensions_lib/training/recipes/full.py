@@ -26,7 +26,7 @@ from extensions_lib.models.layouts import Part, pieces, put_together
 from extensions_lib.models.names import component_of
 from extensions_lib.models.trainable import Trainable
 from extensions_lib.patching.plan import plain_shape
-from extensions_lib.training.networks import rate_of
+from extensions_lib.training.networks import of_block, rate_of
 from extensions_lib.training.option_groups import NetworkOptions
 from extensions_lib.training.recipe_options import FullTraining
 from extensions_lib.training.recipes.prompts import conditioning_of
@@ -90,7 +90,7 @@ class FullRecipe:
         self._layers: dict[tuple[str, str], _Layer] = {}
         known: dict[int, _Copy] = {}
         for canonical, place in model.loaded.layers.items():
-            if component_of(canonical) not in self._rates:
+            if component_of(canonical) not in self._rates or not self._weight(canonical):
                 continue
             module, name, rows = model.loaded.layer(canonical)
             self._add(known, canonical, module, name, rows, place.transposed)
@@ -125,15 +125,23 @@ class FullRecipe:
             self._layers[canonical, part] = _Layer(known[id(held)], rows, turned)
 
     def groups(self) -> Sequence[Mapping[str, Any]]:
-        """As `Recipe.groups`: one for each component."""
-        return [
-            {
-                "params": [c.trained for c in self._copies if component_of(c.name) == component],
-                "lr": rate,
-                "name": component,
-            }
-            for component, rate in self._rates.items()
-        ]
+        """As `Recipe.groups`: one for each component, and each weight of blocks in the UNet."""
+        groups: dict[str, dict[str, Any]] = {}
+        for copy in self._copies:
+            component = component_of(copy.name)
+            weight = self._weight(copy.name.rpartition(".")[0])
+            name = component if weight == 1 else f"{component} × {weight:g}"
+            entry = {"params": [], "lr": self._rates[component] * weight, "name": name}
+            groups.setdefault(name, entry)["params"].append(copy.trained)
+        if not groups:
+            raise CrucibleError("nothing is trained: block_lr_weight is 0 in every block.")
+        return list(groups.values())
+
+    def _weight(self, canonical: str) -> float:
+        """What a layer's rate is multiplied by."""
+        if component_of(canonical) != "unet":
+            return 1.0
+        return float(of_block(self.model.loaded, canonical, self.options, "block_lr_weight", 1.0))
 
     def tensors(self) -> dict[str, Tensor]:
         """As `Recipe.tensors`."""

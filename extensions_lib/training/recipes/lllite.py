@@ -113,12 +113,19 @@ class LLLiteRecipe:
                 f"{batch.names[0]}: has no condition picture; ControlNet-LLLite learns from pairs."
             )
         conditioning = conditioning_of(self.model, batch, self.options)
-        size = [LATENT * side for side in batch.latents.shape[-2:]]
-        control = batch.control.to(self.model.loaded.device, torch.float32)
+        self.follow(batch.control, batch.latents.shape[-2:])
+        return diffusion_losses(self.model, batch, conditioning, self.options, generator)
+
+    def follow(self, control: Tensor, latents: Sequence[int]) -> None:
+        """What the next answers of the UNet follow, until `take_out`.
+
+        control [1 or B, 3, H, W] from −1 to 1, of any size; latents: the sides of theirs.
+        """
+        size = [LATENT * side for side in latents]
+        control = control.to(self.model.loaded.device, torch.float32)
         if list(control.shape[-2:]) != size:
             control = functional.interpolate(control, size, mode="bilinear", antialias=True)
         self._set.show(control)
-        return diffusion_losses(self.model, batch, conditioning, self.options, generator)
 
     def after_step(self) -> None:
         """As `Recipe.after_step`: nothing."""
