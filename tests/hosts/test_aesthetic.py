@@ -86,6 +86,29 @@ def test_the_steps_turn_the_prompt_towards_the_pictures(hosts: Hosts, files: Pat
     assert torch.allclose(blended(one, one, wish), one, atol=1e-5)
 
 
+def test_the_same_words_are_turned_once(
+    hosts: Hosts, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from extensions_lib.hosts.standalone import text
+
+    turns = []
+
+    def counted(*told: object) -> torch.nn.Module:
+        turns.append(told)
+        return original(*told)  # type: ignore[arg-type]
+
+    original = text.turned
+    monkeypatch.setattr(text, "turned", counted)
+    host = hosts("SD1")
+    prompt = "a dog of its own<aesthetic:calm:0.9:steps=2:rate=0.01>"
+    first = host.generate(order(prompt)).images[0].tobytes()
+    assert len(turns) == 1
+    assert host.generate(order(prompt)).images[0].tobytes() == first
+    assert len(turns) == 1
+    host.generate(order(prompt.replace("a dog", "a cow")))
+    assert len(turns) == 2
+
+
 @pytest.mark.parametrize(
     ("tag", "said"),
     [

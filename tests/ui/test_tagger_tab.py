@@ -159,6 +159,27 @@ def test_a_folder_is_tagged_and_follows_the_threshold(tagger: Visit, photos: Pat
     assert float(number.input_value()) < 1
 
 
+@pytest.mark.slow
+def test_a_captioner_describes_what_a_tagger_tags(tagger: Visit, photos: Path, data: Path) -> None:
+    from tests.tagging.tiny_captioners import WORDS, tiny_captioner
+
+    tiny_captioner(data / "models" / "captioners" / "tiny-git", "git")
+    name_folder(tagger, photos)
+    names = tagger.page.locator("#crucible-tagger-names input")
+    names.fill("tiny-git")
+    names.press("Enter")
+    tag(tagger)
+    tagger.shot("tagger-captioner")
+    captions = texts(photos)
+    assert len(captions) == 6 and all(" background" in caption for caption in captions)
+    described = [
+        [w for w in caption.replace(",", "").split() if w in WORDS] for caption in captions
+    ]
+    assert all(described)
+    tagger.page.reload()
+    tagger.tab("Tagger")
+
+
 def test_what_people_wrote_is_asked_about(tagger: Visit, captioned: Path) -> None:
     before = texts(captioned)
     name_folder(tagger, captioned)
