@@ -140,7 +140,7 @@ def with_demo_set(options: TrainingOptions, drawn: LessonSet) -> TrainingOptions
         options,
         train_data_dir=str(drawn.train),
         reg_data_dir=str(drawn.known),
-        output_name="heart" if unnamed else options.output_name,
+        output_name="my_heart" if unnamed else options.output_name,
         sample_prompts=options.sample_prompts or DEMO_PROMPTS,
     )
 

@@ -184,6 +184,7 @@ def test_a_newcomer_finds_the_demos_preset_and_a_set_for_it(page: Any, data: Pat
     assert preset.input_value() == "New shape"  # a folder is nothing that a preset says
     page.locator(f"{ID}-check").click()
     page.locator(f"{ID}-found .crucible-training-sum").wait_for()
+    assert page.locator(f"{ID}-found .crucible-error").count() == 0
     # something else is trained: its preset, and its options alone
     page.locator(f"{ID}-options > .label-wrap").click()
     page.locator(f"{ID}-group-network").wait_for()
