@@ -115,6 +115,7 @@ def read_network(
             for layer in network.adapters
         },
         one_text_encoder=names_one_text_encoder(grouped),
+        loaded=structure,
     )
     return network
 

@@ -126,24 +126,26 @@ def fits(parts: Shapes, weight: Shape) -> bool | None:
 _LATENTS, _INPAINTING = 4, 9  # input channels of a UNet, and of one that also takes a mask
 
 
-def family_of(layers: Mapping[str, Shapes], *, one_text_encoder: bool = False) -> Family | None:
+def family_of(
+    layers: Mapping[str, Shapes],
+    *,
+    one_text_encoder: bool = False,
+    loaded: Structure | None = None,
+) -> Family | None:
     """The family whose layers these are, by their widths; None if several or none would do.
 
     one_text_encoder: the file names its text encoder as the only one (`lora_te_`), which parts SD1
     from SDXL, whose first text encoder is the same.
+    loaded: the model that they are read for, where there is one.
 
-    Where no known family has such widths (a small model), names that only SD1 and SD2 have
-    mean SD1.
+    Where no known family has such widths (a small model), layers that all fit the loaded one are
+    of its family; otherwise names that only SD1 and SD2 have mean SD1.
     """
     scores: dict[Family, float] = {}
     named: set[Family] = set()
     for structure in KNOWN:
-        weights = layers_of(structure)
-        verdicts = [
-            fits(parts, weights[layer].shape) if layer in weights else False
-            for layer, parts in layers.items()
-        ]
-        if layers and all(layer in weights for layer in layers):
+        verdicts = _verdicts(layers, structure)
+        if layers and all(layer in layers_of(structure) for layer in layers):
             named.add(structure.family)
         told = [verdict for verdict in verdicts if verdict is not None]
         score = sum(told) / len(told) if told else 0.0
@@ -154,9 +156,19 @@ def family_of(layers: Mapping[str, Shapes], *, one_text_encoder: bool = False) -
         if one_text_encoder and len(winners) > 1:
             winners = [family for family in winners if family is not Family.SDXL]
         return winners[0] if len(winners) == 1 else None
+    if loaded is not None and _told(layers) and False not in _verdicts(layers, loaded):
+        return loaded.family
     if Family.SD1 in named and Family.SDXL not in named:
         return Family.SD1
     return Family.SDXL if named == {Family.SDXL} and best == 0.0 and not _told(layers) else None
+
+
+def _verdicts(layers: Mapping[str, Shapes], structure: Structure) -> list[bool | None]:
+    weights = layers_of(structure)
+    return [
+        fits(parts, weights[layer].shape) if layer in weights else False
+        for layer, parts in layers.items()
+    ]
 
 
 def strays(layers: Iterable[str], family: Family | None) -> list[str]:

@@ -53,6 +53,7 @@ class WebUIEmbeddings:
     def __init__(self, library: Library) -> None:
         self._library = library
         self._for: tuple[Structure, Embeddings] | None = None
+        self._database: _Database | None = None  # whose tokenizer is asked, in `prepare` alone
         self._lent: list[tuple[_Database, str]] = []
         self._content: Hashable = ()
         self._known: list[Entry] = []  # as they were at the last look
@@ -72,7 +73,20 @@ class WebUIEmbeddings:
         databases = databases_of(p.sd_model)
         if not databases:
             return Prepared()
-        embeddings = self._embeddings(structure, databases[0])
+        self._database = databases[0]
+        try:
+            return self._put(p, databases, self._embeddings(structure), bundled or {})
+        finally:
+            # The next batch may be of another checkpoint, and this one is not to be kept alive.
+            self._database = None
+
+    def _put(
+        self,
+        p: Any,
+        databases: Sequence[_Database],
+        embeddings: Embeddings,
+        bundled: Mapping[str, Embedding],
+    ) -> Prepared:
         embeddings.begin(bundled)
         if self._library.entries is not self._known:
             self._known = self._library.entries
@@ -82,7 +96,7 @@ class WebUIEmbeddings:
         for text in _texts(p):
             for each in _named(text, embeddings):
                 placed.setdefault(each.name, each)
-        mine = {id(each) for each in (bundled or {}).values()}
+        mine = {id(each) for each in bundled.values()}
         for database in databases:
             for name, each in placed.items():
                 lent = id(each) in mine
@@ -100,11 +114,12 @@ class WebUIEmbeddings:
         for database, name in lent:
             database.remove(name)
 
-    def _embeddings(self, structure: Structure, database: _Database) -> Embeddings:
+    def _embeddings(self, structure: Structure) -> Embeddings:
         from extensions_lib.hosts.embeddings import Embeddings
 
         def tokenise(texts: list[str], _: str) -> list[list[int]]:
-            return [list(ids) for ids in database.tokenise(texts)]
+            assert self._database is not None
+            return [list(ids) for ids in self._database.tokenise(texts)]
 
         if self._for is None or self._for[0] != structure:
             self._for = structure, Embeddings(structure, self._library, tokenise)

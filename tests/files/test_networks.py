@@ -20,6 +20,7 @@ from extensions_lib.files.safe import read_any_header, read_header, write_safete
 from extensions_lib.models.families import SD15, SD21, SDXL_BASE, Family, Structure
 from extensions_lib.models.names import canonical_layers
 from tests.files.broken import SEEDS, valid_tensors
+from tests.tiny import TINY
 
 FAMILIES = pytest.mark.parametrize("structure", [SD15, SD21, SDXL_BASE], ids=["SD1", "SD2", "SDXL"])
 
@@ -206,6 +207,16 @@ def test_family_of_small_and_strange_widths() -> None:
     # self-attention of the same widths fits SD1 and SD2 alike
     assert recognise.family_of(shapes(SD15, "down_blocks.0.attentions.0", None)) is Family.SD1
     assert recognise.family_of(shapes(SD15, "attn1.to_q", None)) is None
+
+
+def test_family_of_a_small_model_that_is_loaded() -> None:
+    shapes = {
+        layer: {name: tuple(tensor.shape) for name, tensor in adapter.tensors().items()}
+        for layer, adapter in adapters(TINY["SD2"], "attn2").items()
+    }
+    assert recognise.family_of(shapes) is Family.SD1  # by names, which both have
+    assert recognise.family_of(shapes, loaded=TINY["SD2"]) is Family.SD2
+    assert recognise.family_of(shapes, loaded=TINY["SDXL"]) is Family.SD1
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,25 @@ def test_what_the_webui_has_is_left_alone(host: Any, tmp_path: Path) -> None:
     assert host.db.word_embeddings["thing"] is own
 
 
+def test_another_checkpoint_of_the_same_plan(host: Any, tmp_path: Path) -> None:
+    """It has a tokenizer of its own; that of a checkpoint that was replaced may work no more."""
+    put(tmp_path / "thing.safetensors", torch.ones(2, 32))
+    ours = WebUIEmbeddings(Library([tmp_path], None, EMBEDDINGS))
+    prepare(ours, host, "a thing")
+    (part,) = vars(host.model).values()
+    before = SimpleNamespace(**vars(part))
+    (name,) = vars(host.model)
+    setattr(host.model, name, before)
+
+    def gone(texts: list[str]) -> list[list[int]]:
+        raise AssertionError("no tokenizer available")
+
+    part.tokenize = gone
+    host.db.word_embeddings.clear()
+    prepare(ours, host, "another thing")
+    assert list(host.db.word_embeddings) == ["thing"]
+
+
 def test_what_does_not_fit_is_said(host: Any, tmp_path: Path) -> None:
     put(tmp_path / "wide.safetensors", torch.ones(2, 768))
     put(tmp_path / "good-neg.safetensors", torch.ones(2, 32))

@@ -139,18 +139,21 @@ def _agrees(model) -> dict[str, float]:
     sd_model, loaded = model.sd_model, model.loaded
     long = ", ".join([PROMPT] * 30)
     with torch.no_grad():
-        texts = []
+        texts, pooled = [], []
         for prompt, skip in ((PROMPT, 1), (PROMPT, 2), (long, 1)):
-            ours = model.encode_text([prompt], clip_skip=skip, chunks=9).states
+            ours = model.encode_text([prompt], clip_skip=skip, chunks=9)
             with _clip_skip(sd_model, skip):
-                theirs = sd_model.get_learned_conditioning([prompt])
-            texts.append(float((ours - theirs.float()).abs().max()))
+                theirs = _told(sd_model, [prompt])
+            texts.append(float((ours.states - theirs["crossattn"].float()).abs().max()))
+            if ours.pooled is not None:
+                vector = theirs["vector"][:, : ours.pooled.shape[1]].float()
+                pooled.append(float((ours.pooled - vector).abs().max()))
         cut = model.encode_text([long], chunks=1).states
         generator = torch.Generator().manual_seed(1)
         noisy = torch.randn(2, 4, 16, 16, generator=generator)
         steps = torch.tensor([37, 801])
-        conditioning = model.encode_text([PROMPT, "a square"])
-        answer = model.predict(noisy, steps, conditioning)
+        words = [PROMPT, "a square"]
+        answer = model.predict(noisy, steps, model.encode_text(words))
         pixels = torch.rand(1, 3, 64, 64, generator=generator) * 2 - 1
         mean, deviation = model.encode_pictures(pixels)
         torch.manual_seed(4)
@@ -159,9 +162,10 @@ def _agrees(model) -> dict[str, float]:
         drawn = torch.randn(mean.shape)
         return {
             "texts": max(texts),
-            "length": ours.shape[1],
+            "pooled": max(pooled, default=0.0),
+            "length": ours.states.shape[1],
             "cut": cut.shape[1],
-            "unet": float((answer - _answered(sd_model, noisy, steps, conditioning)).abs().max()),
+            "unet": float((answer - _answered(sd_model, noisy, steps, words)).abs().max()),
             "moved": float((answer - noisy).abs().max()),
             "vae": float((mean + deviation * drawn - theirs).abs().max()),
             "vae alone": float((posterior(loaded.vae, pixels, 1.0)[0]).abs().max()),
@@ -178,14 +182,28 @@ def _clip_skip(sd_model, skip: int):
     return nullcontext()
 
 
-def _answered(sd_model, noisy, steps, conditioning):
+def _told(sd_model, words: list[str], side: int = 128) -> dict:
+    """What the WebUI tells its UNet of these words, and for SDXL of a picture of this size."""
+    from modules.prompt_parser import SdConditioning
+
+    # one by one: emphasis takes the mean of all that are encoded together
+    each = [SdConditioning([word], width=side, height=side) for word in words]
+    told = [sd_model.get_learned_conditioning(one) for one in each]
+    told = [one if isinstance(one, dict) else {"crossattn": one} for one in told]
+    return {key: torch.cat([one[key] for one in told]) for key in told[0]}
+
+
+def _answered(sd_model, noisy, steps, words: list[str]):
     """What the WebUI's own wrapper says of the same, as noise or v."""
+    told = _told(sd_model, words, 8 * noisy.shape[-1])
     if not hasattr(sd_model, "forge_objects"):
-        return sd_model.apply_model(noisy, steps, {"c_crossattn": [conditioning.states]}).float()
+        told = told if "vector" in told else {"c_crossattn": [told["crossattn"]]}
+        return sd_model.apply_model(noisy, steps, told).float()
     wrapper = sd_model.forge_objects_original.unet.model
     sigmas = wrapper.predictor.sigmas[steps]
     scaled = noisy * (sigmas.view(-1, 1, 1, 1) ** 2 + 1) ** 0.5
-    clean = wrapper.apply_model(scaled, sigmas, c_crossattn=conditioning.states)
+    more = {"y": told["vector"]} if "vector" in told else {}
+    clean = wrapper.apply_model(scaled, sigmas, c_crossattn=told["crossattn"], **more)
     return (scaled - clean) / sigmas.view(-1, 1, 1, 1)
 
 

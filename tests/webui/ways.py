@@ -82,14 +82,11 @@ def _same_config(folder: Path) -> None:
 def _other_config(folder: Path) -> None:
     """A random checkpoint of other widths, with a yaml and a text encoder's config of its own."""
     from tests.tiny import tiny_checkpoint
+    from tests.webui.checkpoints import clip_folder
 
     tiny_checkpoint(folder / "tiny.safetensors", "SD1")
     demo, clip = ROOT / "models" / "demo", folder / "tiny-clip"
-    shutil.copytree(demo / "clip", clip)
-    text = json.loads((clip / "config.json").read_text())
-    text |= {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 1}
-    text |= {"num_hidden_layers": 2, "projection_dim": 32}
-    (clip / "config.json").write_text(json.dumps(text))
+    clip_folder(demo / "clip", clip)
     config = yaml.safe_load((demo / "demo.yaml").read_text())
     params = config["model"]["params"]
     params["unet_config"]["params"] |= {"model_channels": 32, "channel_mult": [1, 2, 2, 2],
