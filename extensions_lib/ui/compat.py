@@ -74,8 +74,12 @@ def window_of(request: gr.Request) -> str:
     return str(told)
 
 
-def mounted(app: Any, page: gr.Blocks, own_url: str | None) -> Any:
-    """The page at the root of an application; `own_url` is where gradio 3 reaches it itself."""
+def mounted(app: Any, page: gr.Blocks, own_url: str | None, checked: bool) -> Any:
+    """The page at the root of an application; `own_url` is where gradio 3 reaches it itself.
+
+    `checked`: only by a certificate that somebody has signed.
+    """
     if VERSION >= (4, 0):
         return gr.mount_gradio_app(app, page, path="/", show_error=True)
+    page.ssl_verify = checked
     return gr.mount_gradio_app(app, page, path="/", gradio_api_url=own_url)

@@ -62,10 +62,12 @@ def framed_page(
     theme: Any = None,
     lang: str = "",
     own_url: str | None = None,
+    checked: bool = True,
 ) -> FastAPI:
     """A page with what `build` makes inside it, and the routes that its scripts ask.
 
-    `own_url`: where this program reaches the page, which gradio 3 asks to run its events.
+    `own_url`: where this program reaches the page, which gradio 3 asks to run its events;
+    `checked`: whether it trusts only a certificate that somebody has signed.
     """
     import gradio as gr
     from fastapi import FastAPI
@@ -82,6 +84,6 @@ def framed_page(
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     add_file_routes(app)
     add_routes(app)
-    app = compat.mounted(app, page, own_url)
+    app = compat.mounted(app, page, own_url, checked)
     app.add_middleware(OwnPage, head=page_head(lang, title))
     return app

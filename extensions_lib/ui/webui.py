@@ -114,9 +114,9 @@ def _introduce() -> None:
     print(f"Crucible {__version__}: {work}")
 
 
-def model_loaded(_: Any) -> None:
+def model_loaded(sd_model: Any) -> None:
     """Another checkpoint is in memory, maybe in the modules of the one before."""
-    session().forget_model()
+    session().model_loaded(sd_model)
 
 
 def step_begins(params: Any) -> None:

@@ -87,7 +87,10 @@ def _page(tab: Tab, demo: Any) -> FastAPI:
     theme = getattr(shared, "gradio_theme", None)
     local = getattr(demo, "local_url", None)
     own_url = f"{local.rstrip('/')}{tab.path}" if local else None
-    return framed_page(tab.label, tab.build, tab.add_page_routes, theme, _language(), own_url)
+    checked = bool(getattr(demo, "ssl_verify", True))
+    return framed_page(
+        tab.label, tab.build, tab.add_page_routes, theme, _language(), own_url, checked
+    )
 
 
 def _language() -> str:
