@@ -19,6 +19,8 @@ from extensions_lib.models.trainable import Trainable
 from extensions_lib.patching import ActiveSet, Room
 from extensions_lib.patching.room import from_gigabytes
 
+_BEFORE_LOADING = "crucible_before_loading"
+
 
 def loaded_model(sd_model: Any) -> LoadedModel:
     """The WebUI's `shared.sd_model` as Crucible sees it; nothing is copied or moved.
@@ -112,6 +114,19 @@ def _shapes(module: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield key.replace("wrapped.", ""), tuple(parameter.shape)
 
 
+def clear_before_loading(sd_model: nn.Module, networks: ActiveSet) -> None:
+    """Takes the networks off whenever the WebUI is about to read other weights into the model.
+
+    A refiner of the same config is read in the middle of sampling. Merged weights stand in the
+    modules then: what is read would be theirs, and lost when the originals come back.
+    """
+    earlier = getattr(sd_model, _BEFORE_LOADING, None)
+    if earlier is not None:
+        earlier.remove()
+    hook = sd_model._register_load_state_dict_pre_hook(lambda *_: networks.clear())
+    setattr(sd_model, _BEFORE_LOADING, hook)
+
+
 def forget_builtin() -> None:
     """Takes the builtin handler's networks off the model, where it has ever applied one.
 
@@ -147,10 +162,12 @@ class A1111:
         from modules import shared
 
         # asked at every set, so that the setting holds from the next picture on
-        return ActiveSet(
+        networks = ActiveSet(
             model,
             Room(lambda: from_gigabytes(getattr(shared.opts, "crucible_originals_gb", None))),
         )
+        clear_before_loading(sd_model, networks)
+        return networks
 
     def forget_builtin(self) -> None:
         forget_builtin()

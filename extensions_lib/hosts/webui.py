@@ -11,7 +11,7 @@ import logging
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -78,6 +78,7 @@ class Session:
         self._of: Callable[[], Any] = lambda: None  # the model looked at last, held weakly
         self._text_identity: Hashable = ()
         self._samples: Samples | None = None  # where the pictures of a batch differ
+        self._asked: Callable[[Any], object] | None = None  # puts on a model what is in force
 
     @cached_property
     def library(self) -> Library:
@@ -118,6 +119,7 @@ class Session:
         networks = self._on(sd_model)
         self._forget_samples()
         applied = networks.apply_each(pictures, hires=hires, sampling=sampling)
+        self._asked = partial(self.apply, pictures=pictures, hires=hires, sampling=sampling)
         if networks.differ:
             self._samples = Samples(networks.model.unet, len(pictures), networks.rows)
         return applied
@@ -146,6 +148,7 @@ class Session:
 
     def park(self) -> None:
         """Takes all networks off; the next picture with the same ones finds them computed."""
+        self._asked = None
         self._forget_samples()
         networks = getattr(self._of(), _OURS, None)
         if networks is not None:
@@ -155,6 +158,7 @@ class Session:
 
     def forget_model(self) -> None:
         """Takes all networks off and frees their memory: the model is being replaced."""
+        self._asked = None
         self._forget_samples()
         model = self._of()
         networks = getattr(model, _OURS, None)
@@ -162,6 +166,20 @@ class Session:
             networks.release()
             delattr(model, _OURS)
         self._of = lambda: None
+
+    def model_loaded(self, sd_model: Any) -> None:
+        """Another checkpoint is in memory, maybe in the modules of the one before.
+
+        Networks that were in force there were so in the middle of an order, for which a refiner has
+        taken over: they go on in it.
+        """
+        again = self._asked if self._of() is sd_model else None
+        self.forget_model()
+        if again is not None:
+            try:
+                again(sd_model)
+            except CrucibleError as error:
+                log.warning(str(error))
 
     def text_changed(self, identity: Hashable) -> bool:
         """Whether the text encoders answer otherwise than at the last call."""

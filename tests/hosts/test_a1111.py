@@ -12,7 +12,7 @@ from torch import nn
 
 from extensions_lib.errors import NetworkProblem
 from extensions_lib.hosts import webui
-from extensions_lib.hosts.a1111 import loaded_model
+from extensions_lib.hosts.a1111 import clear_before_loading, loaded_model
 from extensions_lib.models.structures import structure_of
 from extensions_lib.patching import ActiveSet
 from tests.hosts.conftest import tiny_lora
@@ -96,7 +96,9 @@ class Host:
         return loaded_model(sd_model)
 
     def in_force(self, sd_model: Any, model: Any) -> ActiveSet:
-        return ActiveSet(model)
+        networks = ActiveSet(model)
+        clear_before_loading(sd_model, networks)
+        return networks
 
     def forget_builtin(self) -> None:
         pass
@@ -210,6 +212,37 @@ def test_another_checkpoint_in_the_same_modules_gets_its_own_merge(session: webu
     webui.activate(session, Order(model), tags("one:1"), options())
     session.park()
     assert all(torch.equal(p, other[name]) for name, p in model.named_parameters())
+
+
+def test_networks_go_on_in_a_refiner(session: webui.Session) -> None:
+    """It is read into the same modules in the middle of an order."""
+    model = sd_model("SD1")
+    other = {name: p + 1 for name, p in model.named_parameters()}
+    for weight in ("one:1", "one:0.5"):  # and again, with what the first has left
+        webui.activate(session, Order(model), tags(weight), options())
+        model.load_state_dict(other)
+        session.model_loaded(model)
+        made = bits(model)
+        session.park()
+        assert all(torch.equal(p, other[name]) for name, p in model.named_parameters())
+        fresh = sd_model("SD1")
+        fresh.load_state_dict(other)
+        webui.activate(session, Order(fresh), tags(weight), options())
+        for name, parameter in fresh.named_parameters():
+            assert torch.equal(made[name][1], parameter), name
+        session.park()
+
+
+def test_networks_do_not_follow_into_a_checkpoint_between_orders(session: webui.Session) -> None:
+    model, another = sd_model("SD1"), sd_model("SD1")
+    webui.activate(session, Order(model), tags("one:1"), options())
+    session.park()
+    before = bits(model), bits(another)
+    session.model_loaded(model)
+    assert same(before[0], model)
+    webui.activate(session, Order(model), tags("one:1"), options())
+    session.model_loaded(another)
+    assert same(before[0], model) and same(before[1], another)
 
 
 def test_a_hires_pass_adds_its_hashes_to_the_first(session: webui.Session, tmp_path: Path) -> None:

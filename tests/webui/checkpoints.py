@@ -7,11 +7,11 @@ fixed. AUTOMATIC1111 builds what the yaml beside a checkpoint says, with an Open
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -44,8 +44,15 @@ SMALL = Structure(
 NARROW_XL = replace(SDXL_BASE, unet=replace(SDXL_BASE.unet, channel_mult=(1, 1, 1)))
 
 # AUTOMATIC1111's: all is small but the second text encoder, which is one that open_clip knows.
-ARCH, _WIDTH = "ViT-S-32", 384
-_OPENCLIP = TextShape(width=_WIDTH, layers=12, mlp=4 * _WIDTH, heads=6, kind="openclip")
+ARCH, _WIDTH = "ViT-S-32-alt", 256
+_OPENCLIP = TextShape(width=_WIDTH, layers=10, mlp=4 * _WIDTH, heads=4, kind="openclip")
+_SGM = "repositories/generative-models/configs/inference"
+_LDM = "repositories/stable-diffusion-stability-ai/configs/stable-diffusion"
+_YAML = {
+    Family.SDXL: f"{_SGM}/sd_xl_base.yaml",
+    "refiner": f"{_SGM}/sd_xl_refiner.yaml",
+    Family.SD2: f"{_LDM}/v2-inference-v.yaml",
+}
 _CLIP = TextShape(width=32, layers=2, mlp=64, heads=1, kind="clip")
 _VAE = VAEShape(channels=32, channel_mult=(1, 1, 1, 1), num_res_blocks=1)
 TINY_XL = Structure(
@@ -64,6 +71,20 @@ TINY_XL = Structure(
         adm_in_channels=_WIDTH + 6 * 256,
     ),
     (_CLIP, replace(_OPENCLIP, projection=_WIDTH)),
+    _VAE,
+)
+TINY_REFINER = Structure(  # the second text encoder alone, and one size fewer
+    Family.SDXL,
+    replace(
+        TINY_XL.unet,
+        channel_mult=(1, 1, 2, 2),
+        num_res_blocks=(2, 2, 2, 2),
+        transformer_depth=(0, 1, 1, 0),
+        middle_depth=1,
+        context_dim=_WIDTH,
+        adm_in_channels=_WIDTH + 5 * 256,
+    ),
+    TINY_XL.texts[1:],
     _VAE,
 )
 TINY_SD2 = Structure(
@@ -89,7 +110,9 @@ TINY_SD2 = Structure(
 def small_checkpoint(path: Path, seed: int = 0, structure: Structure = SMALL) -> None:
     """Writes a random checkpoint in float16; that of `SMALL` has 250 million parameters."""
     tensors = random_tensors(structure, seed=seed)
-    save_file({key: tensor.half() for key, tensor in tensors.items()}, path)
+    for key, tensor in tensors.items():  # one by one: a large one is not in memory twice
+        tensors[key] = tensor.half()
+    save_file(tensors, path)
 
 
 def small_networks(folder: Path) -> None:
@@ -191,100 +214,38 @@ def clip_folder(clip: Path, folder: Path, text: TextShape = _CLIP) -> None:
 
 
 def write_config(path: Path, structure: Structure, clip: Path) -> None:
-    """The yaml of an SDXL or SD2 (as v-prediction) checkpoint; `clip`: as `clip_folder` has it."""
-    made = _engine(structure, clip) if structure.family is Family.SDXL else _latent(structure)
-    path.write_text(yaml.safe_dump({"model": made}))
+    """The WebUI's own yaml for SDXL, its refiner, or SD2 that predicts v, with other sizes.
 
-
-def _engine(structure: Structure, clip: Path) -> dict[str, Any]:
-    """SDXL's: a conditioner of two text encoders and three embedders of sizes."""
-    diffusion = "sgm.modules.diffusionmodules"
-    encoders = "sgm.modules.encoders.modules"
-    first = {"version": str(clip), "layer": "hidden", "layer_idx": structure.texts[0].layers - 1}
-    second = {"arch": ARCH, "freeze": True, "layer": "penultimate", "legacy": False,
-              "always_return_pooled": True}  # fmt: skip
-    sizes = ("original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple")
-    told = [
-        ("txt", "FrozenCLIPEmbedder", first),
-        ("txt", "FrozenOpenCLIPEmbedder2", second),
-        *((size, "ConcatTimestepEmbedderND", {"outdim": 256}) for size in sizes),
-    ]
-    unet = {"adm_in_channels": structure.unet.adm_in_channels, "num_classes": "sequential"}
-    return _target(
-        "sgm.models.diffusion.DiffusionEngine",
-        scale_factor=0.13025,
-        disable_first_stage_autocast=True,
-        denoiser_config=_target(
-            f"{diffusion}.denoiser.DiscreteDenoiser",
-            num_idx=1000,
-            weighting_config=_target(f"{diffusion}.denoiser_weighting.EpsWeighting"),
-            scaling_config=_target(f"{diffusion}.denoiser_scaling.EpsScaling"),
-            discretization_config=_target(f"{diffusion}.discretizer.LegacyDDPMDiscretization"),
-        ),
-        network_config=_unet(f"{diffusion}.openaimodel.UNetModel", structure.unet, **unet),
-        conditioner_config=_target(
-            "sgm.modules.GeneralConditioner",
-            emb_models=[
-                {"is_trainable": False, "input_key": key, **_target(f"{encoders}.{kind}", **given)}
-                for key, kind, given in told
-            ],
-        ),
-        first_stage_config=_vae("sgm.models.autoencoder.AutoencoderKLInferenceWrapper"),
-    )
-
-
-def _latent(structure: Structure) -> dict[str, Any]:
-    encoder = "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder"
-    return _target(
-        "ldm.models.diffusion.ddpm.LatentDiffusion",
-        parameterization="v",
-        linear_start=0.00085,
-        linear_end=0.012,
-        timesteps=1000,
-        first_stage_key="jpg",
-        cond_stage_key="txt",
-        image_size=16,
-        channels=4,
-        cond_stage_trainable=False,
-        conditioning_key="crossattn",
-        scale_factor=0.18215,
-        use_ema=False,
-        unet_config=_unet(
-            "ldm.modules.diffusionmodules.openaimodel.UNetModel", structure.unet, image_size=16
-        ),
-        first_stage_config=_vae("ldm.models.autoencoder.AutoencoderKL"),
-        cond_stage_config=_target(encoder, arch=ARCH, freeze=True, layer="penultimate"),
-    )
-
-
-def _unet(target: str, shape: UNetShape, **other: Any) -> dict[str, Any]:
-    depths = [max(1, depth) for depth in shape.transformer_depth]
-    return _target(
-        target,
-        in_channels=shape.in_channels,
-        out_channels=shape.out_channels,
-        model_channels=shape.model_channels,
-        attention_resolutions=[2**level for level, used in enumerate(shape.attention) if used],
-        num_res_blocks=shape.num_res_blocks[0],
-        channel_mult=list(shape.channel_mult),
-        num_head_channels=shape.head_dim,
-        use_spatial_transformer=True,
-        use_linear_in_transformer=shape.linear_projection,
-        transformer_depth=depths if len(set(depths)) > 1 else depths[0],
-        context_dim=shape.context_dim,
-        use_checkpoint=False,
-        legacy=False,
-        **other,
-    )
-
-
-def _vae(target: str) -> dict[str, Any]:
-    plan = {"double_z": True, "z_channels": 4, "resolution": 128, "in_channels": 3, "out_ch": 3,
-            "ch": _VAE.channels, "ch_mult": list(_VAE.channel_mult), "attn_resolutions": [],
-            "num_res_blocks": _VAE.num_res_blocks, "dropout": 0.0}  # fmt: skip
-    loss = {"target": "torch.nn.Identity"}
-    return _target(target, embed_dim=4, monitor="val/rec_loss", ddconfig=plan, lossconfig=loss)
-
-
-def _target(name: str, **params: Any) -> dict[str, Any]:
-    return {"target": name, "params": params}
+    clip: a folder as `clip_folder` makes it; SD2 needs none.
+    """
+    unet, vae = structure.unet, structure.vae
+    named = "refiner" if structure.text_components == ("te2",) else structure.family
+    config = yaml.safe_load((Path(os.environ["WEBUI_DIR"]) / _YAML[named]).read_text())
+    params = config["model"]["params"]
+    if structure.family is Family.SDXL:
+        own = params["network_config"]["params"]
+        own["adm_in_channels"] = unet.adm_in_channels
+        own["transformer_depth"] = [max(1, depth) for depth in unet.transformer_depth]
+        *first, openclip = params["conditioner_config"]["params"]["emb_models"][
+            : len(structure.texts)
+        ]
+        for each in first:
+            each["params"] |= {"version": str(clip), "layer_idx": structure.texts[0].layers - 1}
+    else:
+        own, openclip = params["unet_config"]["params"], params["cond_stage_config"]
+    openclip["params"]["arch"] = ARCH
+    own |= {
+        "model_channels": unet.model_channels,
+        "channel_mult": list(unet.channel_mult),
+        "num_res_blocks": unet.num_res_blocks[0],
+        "num_head_channels": unet.head_dim,
+        "attention_resolutions": [2**level for level, has in enumerate(unet.attention) if has],
+        "context_dim": unet.context_dim,
+    }
+    if vae is not None:
+        params["first_stage_config"]["params"]["ddconfig"] |= {
+            "ch": vae.channels,
+            "ch_mult": list(vae.channel_mult),
+            "num_res_blocks": vae.num_res_blocks,
+        }
+    path.write_text(yaml.safe_dump(config))

@@ -8,21 +8,17 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
-from safetensors.torch import save_file
 
 from extensions_lib.files.checkpoints import checkpoint_structure
-from extensions_lib.models import Structure, TextShape
 from tests.lllite import lllite_file
-from tests.tiny import TINY, random_tensors
 from tests.ui.conftest import FLAGS
+from tests.webui.checkpoints import TINY_XL, clip_folder, small_checkpoint, write_config
 from tests.webui.conftest import HOST, PROMPT, ROOT, SIZE, WebUI, furthest, start, stop
 from tests.webui.ways import complaints, options
 
@@ -45,37 +41,6 @@ def sent(image: Image.Image) -> dict[str, Any]:
     return {"alwayson_scripts": {NAME: {"args": [text]}}}
 
 
-def small_sdxl(folder: Path) -> Structure:
-    """Writes a random SDXL of sizes that AUTOMATIC1111's WebUI can be told by a yaml beside it.
-
-    Its second text encoder has to be one of OpenCLIP's own: the smallest.
-    """
-    first = TextShape(width=64, layers=2, mlp=256, heads=4, kind="clip")
-    second = TextShape(width=256, layers=10, mlp=1024, heads=4, kind="openclip", projection=256)
-    unet = replace(
-        TINY["SDXL"].unet, context_dim=64 + 256, adm_in_channels=256 + 6 * 256, head_dim=32
-    )
-    structure = replace(TINY["SDXL"], unet=unet, texts=(first, second))
-    tensors = {key: tensor.half() for key, tensor in random_tensors(structure).items()}
-    save_file(tensors, folder / "xl.safetensors")
-    source = "repositories/generative-models/configs/inference/sd_xl_base.yaml"
-    config = yaml.safe_load((Path(os.environ["WEBUI_DIR"]) / source).read_text())
-    params = config["model"]["params"]
-    params["network_config"]["params"] |= {
-        "adm_in_channels": unet.adm_in_channels, "model_channels": 32, "channel_mult": [1, 1, 2],
-        "num_head_channels": 32, "transformer_depth": [1, 1, 2], "context_dim": 320,
-        "attention_resolutions": [2, 4], "use_checkpoint": False,
-    }  # fmt: skip
-    clip, openclip = params["conditioner_config"]["params"]["emb_models"][:2]
-    clip["params"] |= {"version": str(ROOT / "models" / "demo" / "clip"), "layer_idx": 1}
-    openclip["params"] |= {"arch": "ViT-S-32-alt"}
-    params["first_stage_config"]["params"]["ddconfig"] |= {
-        "ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1,
-    }  # fmt: skip
-    (folder / "xl.yaml").write_text(yaml.safe_dump(config))
-    return structure
-
-
 @pytest.fixture(scope="module")
 def webui(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
     """One WebUI with a file for each checkpoint: in models/ControlNet, and beside the LoRA."""
@@ -85,8 +50,10 @@ def webui(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebU
     structure = checkpoint_structure(checkpoints / "demo.safetensors")
     lllite_file(folder / "models" / "ControlNet" / "follow.safetensors", structure, strength=20)
     if HOST != "Forge":
-        xl = small_sdxl(checkpoints)
-        lllite_file(folder / "models" / "Lora" / "follow xl.safetensors", xl, strength=4)
+        small_checkpoint(checkpoints / "xl.safetensors", structure=TINY_XL)
+        clip_folder(ROOT / "models" / "demo" / "clip", folder / "clip")
+        write_config(checkpoints / "xl.yaml", TINY_XL, folder / "clip")
+        lllite_file(folder / "models" / "Lora" / "follow xl.safetensors", TINY_XL, strength=4)
     # For its own previews it would download a decoder for SDXL.
     running = start(folder, {"show_progress_type": "Approx cheap"})
     yield running
