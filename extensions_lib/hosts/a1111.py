@@ -187,3 +187,6 @@ class A1111:
         from modules import shared
 
         return shared.sd_model
+
+    def sampling(self) -> Any:
+        return self.current()

@@ -370,3 +370,6 @@ class Forge:
         from modules import sd_models
 
         return sd_models.forge_model_reload()[0]
+
+    def sampling(self) -> Any:
+        return None

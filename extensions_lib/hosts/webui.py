@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("crucible")
 NAMES = ("lora", "lyco")
 _OURS = "crucible_networks"
+_FOLLOWS = "crucible_follows_a_refiner"
 _CACHES = ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc")
 
 
@@ -53,6 +54,9 @@ class WebUI(Protocol):
 
     def current(self) -> Any:
         """The WebUI's object of the checkpoint, which it loads first if need be."""
+
+    def sampling(self) -> Any:
+        """The object of the checkpoint that samples now; None: it stays the same in an order."""
 
     def take_over_more(self, session: Session) -> None:
         """Answers tags besides those of networks that the WebUI itself does not."""
@@ -135,6 +139,7 @@ class Session:
 
         `params` are those of the WebUI's `cfg_denoiser` callback.
         """
+        self.follow()
         networks = getattr(self._of(), _OURS, None)
         if networks is None:
             return
@@ -170,16 +175,36 @@ class Session:
     def model_loaded(self, sd_model: Any) -> None:
         """Another checkpoint is in memory, maybe in the modules of the one before.
 
-        Networks that were in force there were so in the middle of an order, for which a refiner has
-        taken over: they go on in it.
+        Networks that were in force were so in the middle of an order, for which a refiner has taken
+        over: they go on in it, at once or, in modules of its own, once prompts are encoded for it.
         """
-        again = self._asked if self._of() is sd_model else None
+        asked, same = self._asked, self._of() is sd_model
         self.forget_model()
-        if again is not None:
-            try:
-                again(sd_model)
-            except CrucibleError as error:
-                log.warning(str(error))
+        if same:
+            self._go_on(asked, sd_model)
+        else:
+            self._asked = asked
+
+    def follow(self) -> None:
+        """Networks in force go on in the checkpoint that samples now, if that is another.
+
+        A refiner that was in memory already takes over without a word.
+        """
+        if self._asked is None:
+            return
+        sd_model = self.host.sampling()
+        if sd_model is not None and self._of() is not sd_model:
+            asked = self._asked
+            self.forget_model()
+            self._go_on(asked, sd_model)
+
+    def _go_on(self, asked: Callable[[Any], object] | None, sd_model: Any) -> None:
+        """Puts on this model what was asked for on another, as far as it goes."""
+        try:
+            if asked is not None:
+                asked(sd_model)
+        except CrucibleError as error:
+            log.warning(str(error))
 
     def text_changed(self, identity: Hashable) -> bool:
         """Whether the text encoders answer otherwise than at the last call."""
@@ -231,6 +256,7 @@ def activate(session: Session, p: Any, params_list: Sequence[Any], options: Any)
     applied = [Applied() for _ in pictures]
     if any(pictures):
         at_the_end(p, "networks", session.park)
+        _before_encoding(p, session.follow)
         try:
             hires = bool(getattr(p, "is_hr_pass", False))
             sampling = _sampling(p, len(pictures), hires=hires)
@@ -290,6 +316,20 @@ def with_default(p: Any, params_list: list[Any], kind: str, added: Any, weight: 
 
     p.all_prompts = [f"{prompt}<{kind}:{added}:{weight}>" for prompt in p.all_prompts]
     return [*params_list, extra_networks.ExtraNetworkParams(items=[added, weight])]
+
+
+def _before_encoding(p: Any, act: Callable[[], object]) -> None:
+    """Has `act` called each time before the order's prompts are encoded; a refiner's are anew."""
+    if getattr(p, _FOLLOWS, False):
+        return
+    encode: Callable[[], Any] = p.setup_conds
+
+    def follow() -> Any:
+        act()
+        return encode()
+
+    p.setup_conds = follow
+    setattr(p, _FOLLOWS, True)
 
 
 def at_the_end(p: Any, name: str, act: Callable[[], object]) -> None:

@@ -91,6 +91,10 @@ class Host:
     """The WebUI without its builtin handler."""
 
     name = "a WebUI"
+    samples: Any = None  # the checkpoint that does
+
+    def sampling(self) -> Any:
+        return self.samples
 
     def loaded_model(self, sd_model: Any) -> Any:
         return loaded_model(sd_model)
@@ -113,13 +117,16 @@ class Order:
         self.comments: dict[str, int] = {}
         self.cached_c: list[object] = ["key", "states"]
         self.cached_uc: list[object] = ["key", "states"]
-        self.closed = 0
+        self.closed = self.encoded = 0
 
     def comment(self, text: str) -> None:
         self.comments[text] = 1
 
     def close(self) -> None:
         self.closed += 1
+
+    def setup_conds(self) -> None:
+        self.encoded += 1
 
 
 def tags(*tags: str) -> list[Any]:
@@ -231,6 +238,45 @@ def test_networks_go_on_in_a_refiner(session: webui.Session) -> None:
         for name, parameter in fresh.named_parameters():
             assert torch.equal(made[name][1], parameter), name
         session.park()
+
+
+def test_networks_go_on_in_a_refiner_that_was_in_memory(session: webui.Session) -> None:
+    model, refiner = sd_model("SD1"), sd_model("SD1")
+    refiner.load_state_dict({name: p + 1 for name, p in model.named_parameters()})
+    before = bits(model), bits(refiner)
+    step = SimpleNamespace(sampling_step=3, total_sampling_steps=9)
+    session.host.samples = model  # type: ignore[attr-defined]
+    for _ in range(2):
+        webui.activate(session, Order(model), tags("one:1"), options())
+        session.step(step)
+        assert same(before[1], refiner) and not same(before[0], model)
+        session.host.samples = refiner  # type: ignore[attr-defined]
+        session.step(step)
+        assert same(before[0], model) and not same(before[1], refiner)
+        made = bits(refiner)
+        session.park()
+        session.step(step)
+        assert same(before[0], model) and same(before[1], refiner)
+        webui.activate(session, Order(refiner), tags("one:1"), options())
+        assert all(torch.equal(p, made[name][1]) for name, p in refiner.named_parameters())
+        session.park()
+        session.host.samples = model  # type: ignore[attr-defined]
+
+
+def test_networks_go_on_in_a_refiner_in_modules_of_its_own(session: webui.Session) -> None:
+    model, refiner = sd_model("SD1"), sd_model("SD1")
+    before = bits(model), bits(refiner)
+    order = Order(model)
+    webui.activate(session, order, tags("one:1"), options())
+    order.setup_conds()
+    session.model_loaded(refiner)
+    assert same(before[0], model)
+    session.host.samples = refiner  # type: ignore[attr-defined]
+    order.setup_conds()  # its own text encoders have the networks by then
+    assert order.encoded == 2
+    assert same(before[0], model) and not same(before[1], refiner)
+    session.park()
+    assert same(before[1], refiner)
 
 
 def test_networks_do_not_follow_into_a_checkpoint_between_orders(session: webui.Session) -> None:

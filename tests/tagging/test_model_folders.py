@@ -157,6 +157,7 @@ def test_nothing_is_asked_of_a_network(tmp_path: Path, folder: Path) -> None:
     code = """
         import socket, subprocess, sys
         from pathlib import Path
+        import torch  # looks for libraries of its own by other programs
         asked = []
         def refuse(*args, **kwargs):
             asked.append(args)

@@ -35,7 +35,7 @@ def test_a_run_finds_what_was_written_ahead(
     assert {path.parent.name for path in written} == {"latents", "prompts"}
     assert run(root, "cache", told) == 0
     assert "; 0 newly written" in capsys.readouterr().out
-    assert run(root, "train", told) == 0
+    assert run(root, "train", told, "--sample-every-n-steps", "99", "--no-sample-at-first") == 0
     assert kept(root) == written
     first_of_all = next(path for path in written if path.parent.name == "latents")
     first_of_all.write_bytes(b"spoilt")
