@@ -59,8 +59,13 @@ def _cascade() -> Any:
     except ImportError as error:
         raise CrucibleError(
             f"Faces are found by OpenCV, which cannot be loaded here ({error}): install"
-            " opencv-python-headless into this Python, or crop at the centre."
+            ' "opencv-python-headless<5" into this Python, or crop at the centre.'
         ) from None
+    if not hasattr(cv2, "CascadeClassifier"):  # OpenCV 5 has it no more
+        raise CrucibleError(
+            f"OpenCV {cv2.__version__} finds no faces: install"
+            ' "opencv-python-headless<5" into this Python, or crop at the centre.'
+        )
     path = f"{cv2.data.haarcascades}haarcascade_frontalface_default.xml"
     cascade = cv2.CascadeClassifier(path)
     if cascade.empty():

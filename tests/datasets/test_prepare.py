@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -247,6 +249,14 @@ def test_faces_without_opencv_are_refused_before_anything(folder: Path, tmp_path
     with pytest.raises(PrepareProblem, match="OpenCV"):
         run(folder, tmp_path / "out", crop="faces")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_opencv_that_finds_no_faces_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    faces._cascade.cache_clear()
+    monkeypatch.setitem(sys.modules, "cv2", SimpleNamespace(__version__="5.0.0"))
+    why = faces.why_not()
+    faces._cascade.cache_clear()
+    assert why is not None and "OpenCV 5.0.0" in why and "crop at the centre" in why
 
 
 def test_a_face_is_kept_in_sight(tmp_path: Path) -> None:
