@@ -55,6 +55,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 continue
             if marker == "browser" and os.environ.get("CRUCIBLE_NEED_BROWSER"):
                 continue
+            if marker == "slow" and item.get_closest_marker("webui"):
+                continue  # whoever names a WebUI has asked for them
             if marker not in reasons:
                 reasons[marker] = missing_for(marker)
             if reason := reasons[marker]:
