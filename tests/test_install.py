@@ -55,7 +55,7 @@ def test_the_table_has_what_the_extension_imports() -> None:
         if not path.relative_to(ROOT / "extensions_lib").as_posix().startswith(ELSEWHERE):
             found |= {name.partition(".")[0] for name in _imports(path)}
     ours = {"extensions_lib", "tests"}
-    foreign = found - sys.stdlib_module_names - BROUGHT - OPTIONAL - ours - {"tomli"}
+    foreign = found - sys.stdlib_module_names - BROUGHT - OPTIONAL - ours - {"tomli", "tomllib"}
     assert foreign <= install.NEEDED.keys() | install.RUNTIME.keys()
     assert ("tomli" in install.NEEDED) == (sys.version_info < (3, 11))
 

@@ -39,6 +39,9 @@ class Wrapper(OfParts):
     def flat(self) -> bool:
         return self.inner.flat
 
+    def _made_for(self, found: tuple[int, ...]) -> bool:
+        return self.inner._made_for(found)
+
     @property
     def changes_bias(self) -> bool:
         return self.inner.changes_bias

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -69,6 +69,7 @@ def all_of_it(parts: Parts) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**32))
+@example(73870)  # a change of the bias beside a rotation of inputs that the layer has too few of
 def test_nothing_but_an_adapter_error(seed: int) -> None:
     draw = random.Random(seed)
     for _ in range(16):
