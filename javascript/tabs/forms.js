@@ -81,4 +81,23 @@
             },
         };
     };
+
+    // Has `follow` called when what is typed or chosen in a tab pauses; `but` selects parts of it that
+    // do not count.
+    window.crucibleChanges = (id, follow, but = "") => {
+        let pause = 0;
+        function changed({target}) {
+            if (!target.closest?.(`#${id}`) || (but && target.closest(but))) return;
+            if (target.classList.contains("crucible-option-search")) return;
+            clearTimeout(pause);
+            pause = setTimeout(follow, 350);
+        }
+        document.addEventListener("input", changed);
+        document.addEventListener("change", changed);
+        // A list of choices tells of a choice by a click alone.
+        document.addEventListener("mousedown", ({target}) => {
+            const choice = target.closest?.(`#${id} ul.options li, #${id} .options .item`);
+            if (choice) changed({target: choice});
+        });
+    };
 })();

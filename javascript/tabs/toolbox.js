@@ -343,18 +343,7 @@
             return form.reset(values);
         },
     };
-    let pause = 0;
-    function changed({target}) {
-        if (!target.closest?.(`#${ID}`) || target.classList.contains("crucible-option-search")) return;
-        clearTimeout(pause);
-        pause = setTimeout(follow, 350);
-    }
-    document.addEventListener("input", changed);
-    document.addEventListener("change", changed);
-    document.addEventListener("mousedown", ({target}) => {
-        const choice = target.closest?.(`#${ID} ul.options li, #${ID} .options .item`);
-        if (choice) changed({target: choice});
-    });
+    window.crucibleChanges(ID, follow);
 
     // The page is built by another script, after this one.
     const wait = setInterval(() => {

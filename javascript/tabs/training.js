@@ -383,21 +383,7 @@
         },
     };
 
-    // What is typed or chosen is told when it pauses.
-    let pause = 0;
-    function changed({target}) {
-        if (!target.closest?.(`#${ID}`) || target.closest(`#${ID}-watch, #${ID}-past, #${ID}-as-toml`)) return;
-        if (target.classList.contains("crucible-option-search")) return;
-        clearTimeout(pause);
-        pause = setTimeout(follow, 350);
-    }
-    document.addEventListener("input", changed);
-    document.addEventListener("change", changed);
-    // A list of choices tells of a choice by a click alone.
-    document.addEventListener("mousedown", ({target}) => {
-        const choice = target.closest?.(`#${ID} ul.options li, #${ID} .options .item`);
-        if (choice) changed({target: choice});
-    });
+    window.crucibleChanges(ID, follow, `#${ID}-watch, #${ID}-past, #${ID}-as-toml`);
     document.addEventListener("click", ({target}) => {
         if (target.closest?.(`#${ID}-go`)) {
             refused = "";
