@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from extensions_lib.adapters.products import plus_product
+
 
 class AdapterError(ValueError):
     """Tensors that make no adapter, or an adapter that does not fit a weight."""
@@ -121,7 +123,7 @@ class Adapter(abc.ABC):
             raise NotImplementedError(f"{type(self).__name__} has neither low_rank() nor _add()")
         up, down = factors.up.to(total.dtype), factors.down.to(total.dtype)
         alpha = factors.scale * multiplier
-        return torch.addmm(as_rows(total), up, down, alpha=alpha, out=as_rows(out)).view(base.shape)
+        return plus_product(as_rows(total), up, down, alpha, as_rows(out)).view(base.shape)
 
     def plain(self, dtype: torch.dtype) -> "Adapter":
         """One with the same change and no more of its own left to work out, in `dtype`.

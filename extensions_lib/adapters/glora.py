@@ -18,6 +18,7 @@ from torch import Tensor
 from extensions_lib.adapters.base import Adapter, AdapterError, as_rows, full_precision
 from extensions_lib.adapters.lora import drawn
 from extensions_lib.adapters.parts import OfParts, as_matrix, positive, said
+from extensions_lib.adapters.products import plus_product, product
 
 
 @dataclass(eq=False)
@@ -78,11 +79,11 @@ class GLoRA(OfParts):
         plain, alpha = self.plain(total.dtype), self.scale * multiplier
         b1, b2 = plain.b1, as_matrix(plain.b2)
         if base.shape[2:].numel() == 1:  # one product of rank 2r
-            up = torch.cat([b1, as_rows(base) @ plain.a1], 1)
+            up = torch.cat([b1, product(as_rows(base), plain.a1)], 1)
             down = torch.cat([b2, plain.a2])
-            result = torch.addmm(as_rows(total), up, down, alpha=alpha, out=as_rows(out))
+            result = plus_product(as_rows(total), up, down, alpha, as_rows(out))
             return result.view(base.shape)
-        whole = torch.addmm(as_rows(total), b1, b2, alpha=alpha, out=as_rows(out))
+        whole = plus_product(as_rows(total), b1, b2, alpha, as_rows(out))
         through = plain.a1.t() @ base.flatten(2)  # [out, r, k]
         wide = plain.a2.t().expand(len(base), -1, -1)
         cube = (len(base), base.shape[1], -1)

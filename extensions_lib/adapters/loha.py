@@ -17,6 +17,7 @@ from torch import Tensor
 
 from extensions_lib.adapters.base import AdapterError, as_rows, full_precision
 from extensions_lib.adapters.parts import OfParts, as_matrix, positive
+from extensions_lib.adapters.products import product
 
 PARTS = {
     "w1_a": "hada_w1_a", "w1_b": "hada_w1_b", "w2_a": "hada_w2_a", "w2_b": "hada_w2_b",
@@ -87,7 +88,7 @@ class LoHa(OfParts):
 
     def _add(self, total: Tensor, base: Tensor, multiplier: float, out: Tensor | None) -> Tensor:
         plain = self.plain(total.dtype)
-        first, second = plain.w1_a @ plain.w1_b, plain.w2_a @ plain.w2_b
+        first, second = product(plain.w1_a, plain.w1_b), product(plain.w2_a, plain.w2_b)
         value = self.scale * multiplier
         result = torch.addcmul(as_rows(total), first, second, value=value, out=as_rows(out))
         return result.view(base.shape)

@@ -20,13 +20,9 @@ from extensions_lib.adapters.base import (
     full_precision,
     working_dtype,
 )
+from extensions_lib.adapters.products import PIECE, plus_product
 
 Stack = Sequence[tuple[Adapter, float]]
-
-# Elements of a weight worked on at once on a CPU, so that they stay in a core's cache and in memory
-# that is used again (2 MB of fp32).
-PIECE = 1 << 19
-
 
 def merged(
     base: Tensor, stack: Stack, *, out: Tensor | None = None, in_order: bool = False
@@ -119,7 +115,7 @@ def _summed(base: Tensor, changes: Changes, out: Tensor | None = None) -> Tensor
     total = base
     if changes.factors is not None:
         up, down, scale = changes.factors
-        total = torch.addmm(as_rows(base), up, down, alpha=scale, out=as_rows(out)).view(base.shape)
+        total = plus_product(as_rows(base), up, down, scale, as_rows(out)).view(base.shape)
     for adapter, multiplier in changes.dense:
         total = adapter.added(total, base, multiplier, out=out)
     # A weight left as it is must not come back as the base itself.

@@ -17,11 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from extensions_lib.adapters.base import Adapter, AdapterError
+from extensions_lib.adapters.base import Adapter, AdapterError, LowRank
 from extensions_lib.adapters.lora import LoRA
 from extensions_lib.adapters.merge import merged
+from extensions_lib.adapters.products import autocasts, product
 from extensions_lib.patching.forwards import Around
 from extensions_lib.patching.layout import Model, Place
 from extensions_lib.patching.plan import plain_shape
@@ -109,6 +111,9 @@ class _Beside:
         self._set, self._module, self._adapter = set, place.module, adapter
         assert place.weight is not None
         self._shape = tuple(place.weight.shape)
+        made, held = self._made(), adapter.parameters().values()
+        # Factors that are the trained tensors themselves need not be made in each pass.
+        self._same = made if all(any(f is t for t in held) for f in made[:2]) else None
 
     def __call__(self, forward: Callable[..., Tensor], x: Tensor, *rest: Any, **named: Any) -> Any:
         y = forward(x, *rest, **named)
@@ -116,14 +121,16 @@ class _Beside:
         if used.multiplier == 0 or _left_out(used):
             return y
         up, down, scale = self._factors(used)
+        scale *= used.multiplier
         dtype = torch.promote_types(x.dtype, torch.float32)
-        if torch.is_autocast_enabled(x.device.type):
+        if autocasts(x.device.type):
             dtype = y.dtype
         x, up, down = x.to(dtype), up.to(dtype), down.to(dtype)
-        scale *= used.multiplier
         if isinstance(self._module, nn.Conv2d):
             thin = _dropped(self._thin_of_convolution(self._module, x, down), 1, used)
             return _added(y.flatten(2), up.expand(len(y), -1, -1), thin, scale).view_as(y)
+        if y.dtype == dtype and not (used.dropping and _drops(used.dropouts)):
+            return _Added.apply(y, x, up, down, scale)
         thin = _dropped(functional.linear(x, down), -1, used)
         return _added(y.flatten(0, -2), thin.flatten(0, -2), up.t(), scale).view_as(y)
 
@@ -134,9 +141,7 @@ class _Beside:
         return module._conv_forward(x, down.view(-1, *self._shape[1:]), None).flatten(2)
 
     def _factors(self, used: InTraining) -> tuple[Tensor, Tensor, float]:
-        factors = self._adapter.low_rank(self._shape)
-        assert factors is not None
-        up, down, scale = factors
+        up, down, scale = self._same or self._made()
         if used.unit is None or not used.dropping:
             return up, down, scale
         last = int(torch.randint(-(-len(down) // used.unit), ())) * used.unit
@@ -144,6 +149,34 @@ class _Beside:
         up = torch.cat([up[:, :last].detach(), up[:, last : last + used.unit]], 1)
         down = torch.cat([down[:last].detach(), down[last : last + used.unit]])
         return up, down, scale
+
+    def _made(self) -> LowRank:
+        factors = self._adapter.low_rank(self._shape)
+        assert factors is not None
+        return factors
+
+
+class _Added(torch.autograd.Function):
+    """y [..., out] + scale · x [..., in] downᵀ upᵀ: six products in all, and one node."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, up: Tensor, down: Tensor, scale: float) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        thin = product(rows, down.t())
+        ctx.save_for_backward(rows, thin, up, down)
+        ctx.scale = scale
+        return torch.addmm(y.reshape(-1, len(up)), thin, up.t(), alpha=scale).view_as(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, thin, up, down = ctx.saved_tensors
+        wide = grad.reshape(-1, len(up))
+        scaled = product(wide, up).mul_(ctx.scale)
+        to_up = product(wide.t(), thin).mul_(ctx.scale)
+        to_down = product(scaled.t(), rows)
+        to_x = product(scaled, down).view(*grad.shape[:-1], -1) if ctx.needs_input_grad[1] else None
+        return grad, to_x, to_up, to_down, None
 
 
 class _Weight:
@@ -254,6 +287,11 @@ def _left_out(used: InTraining) -> bool:
     """Whether this pass does without an adapter."""
     share = used.dropouts.module
     return used.dropping and share > 0 and float(torch.rand(())) < share
+
+
+def _drops(shares: Dropouts) -> bool:
+    """Whether values or ranks are left out."""
+    return shares.values > 0 or shares.rank > 0
 
 
 def _dropped(thin: Tensor, ranks: int, used: InTraining) -> Tensor:

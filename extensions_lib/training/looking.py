@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -20,7 +20,6 @@ from extensions_lib.training.sample_prompts import read_samples
 from extensions_lib.training.validation import Validation
 
 if TYPE_CHECKING:
-    from extensions_lib.patching.checkpointing import Checkpointing
     from extensions_lib.training.data import TrainingData
     from extensions_lib.training.loop import Loop
     from extensions_lib.training.options import TrainingOptions
@@ -132,18 +131,26 @@ class Looking:
             yield
 
 
+class Standing(Protocol):
+    """What stands around layers of a model from `put_in` to `take_out`."""
+
+    def put_in(self) -> None: ...
+
+    def take_out(self) -> None: ...
+
+
 @contextmanager
-def on_the_model(recipe: Recipe, checkpointing: Checkpointing | None = None) -> Iterator[None]:
-    """What is trained is on the model while it lasts."""
-    recipe.put_in()
-    try:
-        if checkpointing is not None:
-            checkpointing.put_in()
+def on_the_model(
+    recipe: Recipe, passes: Standing | None = None, checkpointing: Standing | None = None
+) -> Iterator[None]:
+    """What is trained is on the model while it lasts, around `passes` and inside `checkpointing`."""
+    inwards = [each for each in (passes, recipe, checkpointing) if each is not None]
+    with ExitStack() as stack:
+        for each in inwards:
+            # also where it fails half way
+            stack.callback(each.take_out)
+            each.put_in()
         yield
-    finally:
-        if checkpointing is not None:
-            checkpointing.take_out()
-        recipe.take_out()
 
 
 def samples_of(place: Place, options: TrainingOptions, data: TrainingData) -> list[Sample]:

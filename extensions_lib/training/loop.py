@@ -70,7 +70,7 @@ class Loop:
         )
         if hasattr(self.optimizer, "train"):
             self.optimizer.train()
-        self._scaler = torch.amp.GradScaler(device, enabled=scaled)
+        self._scaler = _scaler(device, scaled)
         self.ema = (
             {n: t.detach().clone() for n, t in recipe.tensors().items()}
             if options.ema_decay
@@ -188,6 +188,12 @@ _ADVICE = (
     "nothing of this step was learnt. Lower the learning rate, or train in 32 bits if this was "
     "in 16."
 )
+
+
+def _scaler(device: str, scaled: bool) -> Any:
+    if hasattr(torch.amp, "GradScaler"):
+        return torch.amp.GradScaler(device, enabled=scaled)
+    return torch.cuda.amp.GradScaler(enabled=scaled)  # before torch 2.3, where there was this alone
 
 
 def seeded(seed: int, number: int) -> torch.Generator:

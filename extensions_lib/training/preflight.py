@@ -17,11 +17,13 @@ from extensions_lib.datasets.options import contradictions
 from extensions_lib.errors import CrucibleError
 from extensions_lib.files.cache import FileCache
 from extensions_lib.models.place import Place
+from extensions_lib.patching.passes import FastPasses
 from extensions_lib.training.data import Run as DataRun
 from extensions_lib.training.data import TrainingData, read_training_data
 from extensions_lib.training.data_report import DataReport, report
 from extensions_lib.training.encoding import TextOptions
 from extensions_lib.training.kinds import kind_of
+from extensions_lib.training.looking import on_the_model
 from extensions_lib.training.loop import Loop
 from extensions_lib.training.metadata import free_name
 from extensions_lib.training.options import TrainingOptions, check
@@ -155,15 +157,12 @@ def _measured(place: Place, options: TrainingOptions, data: TrainingData) -> Cos
         data.prepare(model)
         recipe = kind_of(options).make(model, options, None)
         loop = Loop(recipe, data, options)
-        recipe.put_in()
-        try:
+        with on_the_model(recipe, FastPasses(model.loaded)):
             loop.step()  # the first one is slower than those that follow
             started = time.perf_counter()
             with torch.autograd.graph.saved_tensors_hooks(kept.keep, kept.same):
                 loop.step()
             seconds = time.perf_counter() - started
-        finally:
-            recipe.take_out()
         device = model.loaded.device
     trained = sum(each.numel() for group in recipe.groups() for each in group["params"])
     moments = _MOMENTS.get(options.optimizer_type.lower(), 2)

@@ -25,6 +25,7 @@ from extensions_lib.errors import CrucibleError, FileProblem, Stopped
 from extensions_lib.models.loaded import LoadedModel
 from extensions_lib.models.place import Place, Snapshot
 from extensions_lib.patching.checkpointing import Checkpointing
+from extensions_lib.patching.passes import FastPasses
 from extensions_lib.training import ranks
 from extensions_lib.training.board import Board
 from extensions_lib.training.data import Run as DataRun
@@ -96,6 +97,7 @@ class Run:
         self._status = Status(self.name, "preparing")
         self._pace = Pace()
         self._identity = ""
+        self._passes: FastPasses | None = None
         self._checkpointing: Checkpointing | None = None
         self._thread: threading.Thread | None = None
 
@@ -156,7 +158,7 @@ class Run:
         except Exception as bug:
             traceback.print_exc()
             said = f"{type(bug).__name__}: {bug}"
-            if isinstance(bug, torch.OutOfMemoryError):
+            if isinstance(bug, torch.cuda.OutOfMemoryError):
                 said = f"Out of memory: {_LESS}"
             self._say(state="failed", message=said)
         finally:
@@ -236,6 +238,7 @@ class Run:
             file = Path(options.network_weights) if options.network_weights else None
             recipe = self.kind.make(model, options, file)
             loaded = model.loaded
+            self._passes = FastPasses(loaded)
             if self.options.gradient_checkpointing:
                 self._checkpointing = Checkpointing(loaded)
         self._data = data
@@ -285,7 +288,7 @@ class Run:
     @contextmanager
     def _turn(self, loop: Loop) -> Iterator[None]:
         """The model for one step, with what is trained on it."""
-        with self.place.turn(self._stop), on_the_model(loop.recipe, self._checkpointing):
+        with self.place.turn(self._stop), on_the_model(loop.recipe, self._passes, self._checkpointing):
             yield
 
     def _after(self, step: Step, loop: Loop, per_epoch: float) -> None:

@@ -177,6 +177,8 @@ def _ours(bench: _Bench) -> tuple[Step, Callable[[float], float]]:
 
     from extensions_lib.hosts.standalone.trainable import StandaloneTrainable
     from extensions_lib.models.trainable import Conditioning
+    from extensions_lib.patching.passes import FastPasses
+    from extensions_lib.training.looking import on_the_model
     from extensions_lib.training.loop import Loop, seeded
     from extensions_lib.training.options import TrainingOptions
     from extensions_lib.training.recipes.network import NetworkRecipe
@@ -202,24 +204,22 @@ def _ours(bench: _Bench) -> tuple[Step, Callable[[float], float]]:
     data = Cached()
     loop = Loop(recipe, data, options)
 
+    passes = FastPasses(bench.model)
+
     def step() -> None:
-        recipe.put_in()
-        try:
+        with on_the_model(recipe, passes):
             loop.step()
-        finally:
-            recipe.take_out()
 
     def outside(whole: float) -> float:
         """The share of a step that is not the passes through the model."""
-        recipe.put_in()
         times = []
-        for number in range(bench.options.steps):
-            generator = seeded(0, number)
-            batch = data.batch(0, number % len(data), generator)
-            started = time.perf_counter()
-            recipe.losses(batch, generator).mean().backward()
-            times.append(time.perf_counter() - started)
-        recipe.take_out()
+        with on_the_model(recipe, passes):
+            for number in range(bench.options.steps):
+                generator = seeded(0, number)
+                batch = data.batch(0, number % len(data), generator)
+                started = time.perf_counter()
+                recipe.losses(batch, generator).mean().backward()
+                times.append(time.perf_counter() - started)
         return max(0.0, 1 - median(times) / whole)
 
     return step, outside

@@ -193,7 +193,7 @@ def test_an_error_in_the_middle_gives_the_model_back(
     def bad(self: StandaloneTrainable, *args: object) -> torch.Tensor:
         count[0] += 1
         if count[0] > 5:
-            raise torch.OutOfMemoryError("no more")
+            raise torch.cuda.OutOfMemoryError("no more")
         return predict(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(StandaloneTrainable, "predict", bad)
