@@ -24,6 +24,7 @@ from extensions_lib.adapters.products import PIECE, plus_product
 
 Stack = Sequence[tuple[Adapter, float]]
 
+
 def merged(
     base: Tensor, stack: Stack, *, out: Tensor | None = None, in_order: bool = False
 ) -> Tensor:

@@ -27,7 +27,8 @@ from extensions_lib.models.names import component_of
 from extensions_lib.models.structures import structure_of_parts
 from extensions_lib.models.trainable import Trainable
 from extensions_lib.patching import ApplyReport, Planner, Wanted
-from extensions_lib.patching.attach import Attached, Recipe, write
+from extensions_lib.patching.attach import Recipe, write
+from extensions_lib.patching.by_group import Anew
 from extensions_lib.patching.layout import Layout
 from extensions_lib.patching.plan import plain_shape
 from extensions_lib.patching.unmerged import Unmerged
@@ -131,7 +132,7 @@ class PatcherSet:
     def __init__(self, engine: Any, model: LoadedModel) -> None:
         self._engine, self._model = engine, model
         self._planner = Planner(model, held_shape, _device)
-        self._beside = Unmerged(_not_here, lambda _: None)
+        self._beside = Unmerged(Anew, lambda _: None)
         self._identity: list[tuple[object, ...]] = []
         self._made: _Made | None = None
         self._merged = ""  # what the UNet has merged, or will have when it is loaded
@@ -216,7 +217,7 @@ class PatcherSet:
         with torch.inference_mode(False), torch.no_grad():
             layout = (plan or self._planner.layout)(wanted)
         self._planner.keep_moved(wanted)
-        notes, unfit = _without_groups(layout, wanted), list(layout.unfit)
+        notes, unfit = _packed_as_one(layout, wanted), list(layout.unfit)
         patches: dict[str, dict[str, Any]] = {"unet": {}, "clip": {}}
         for recipe in layout.recipes.values():
             canonical = str(recipe.signature[0][0])
@@ -232,7 +233,7 @@ class PatcherSet:
             name = f"{KIND} {_digest(patches[part])}"
             patcher.add_patches(filename=name, patches=patches[part], online_mode=held)
         names = [each.network.name for each in wanted]
-        count = len(layout.recipes) + len(layout.sides)
+        count = len(layout.recipes) + len(layout.sides) + len(layout.groups)
         report = ApplyReport(names, count, count, unfit, notes)
         merged = _digest(patches["unet"])
         return _Made(original.unet, unet, clip, layout, merged, report)
@@ -260,33 +261,38 @@ def _digest(patches: Mapping[str, Any]) -> str:
     return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
 
-def _without_groups(layout: Layout, wanted: Sequence[Wanted]) -> list[str]:
-    """Gives layers with a weight for each picture that of the first; sentences on the networks.
+def _packed_as_one(layout: Layout, wanted: Sequence[Wanted]) -> list[str]:
+    """Gives packed layers that are to have a weight for each picture that of the first.
 
-    A layer's weight may not be in memory before Forge brings it there for its own forward.
+    Forge alone unpacks them, when it merges. Sentences on the networks; a bias that is not there is
+    left out with them.
     """
     layers: set[str] = set()
-    for groups in layout.groups.values():
+    for at, groups in list(layout.groups.items()):
+        if all(_plain(recipe) for each in groups.recipes for recipe in each.values()):
+            continue
         for recipe in groups.recipes[groups.of[0]].values():
             layout.recipes[recipe.place] = recipe
         signed = [s for each in groups.recipes for r in each.values() for s in r.signature]
         layers.update(str(signature[0]) for signature in signed)
-    layout.groups.clear()
+        del layout.groups[at]
     found = {
         each.network.name: len(layers & each.network.adapters.keys())
         for each in wanted
         if isinstance(each.unet, tuple)
     }
     return [
-        f"{name}: {count} layers have the first picture's weight in the whole batch. In Forge, "
-        "only layers with nothing but LoRA can have one for each picture."
+        f"{name}: {count} layers have the first picture's weight in the whole batch. Of weights that "
+        "Forge holds packed, only layers with nothing but LoRA can have one for each picture."
         for name, count in found.items()
         if count
     ]
 
 
-def _not_here(_: Recipe) -> Attached:
-    raise RuntimeError("Forge merges weights, not this set")
+def _plain(recipe: Recipe) -> bool:
+    """Whether the parameter is there and holds its numbers as they are."""
+    found = recipe.module._parameters.get(recipe.name)
+    return found is not None and held_shape(found) == plain_shape(found)
 
 
 def _device() -> str:
@@ -309,11 +315,8 @@ def merge_recipe(weight: Tensor, strength: float, payload: tuple[Recipe]) -> Ten
     `weight` is a float32 copy on the device of the merging; the answer is a new tensor.
     """
     (recipe,) = payload
-    moved = Recipe(recipe.module, recipe.name, recipe.transposed)
-    for rows, stack in recipe.stacks.items():
-        moved.stacks[rows] = [(adapter.to(weight.device), m * strength) for adapter, m in stack]
     out = torch.empty_like(weight)
-    write(out, weight, moved)
+    write(out, weight, recipe.to(weight.device, strength))
     return out
 
 

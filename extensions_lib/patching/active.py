@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from extensions_lib.patching.attach import Attached, Buffers, Recipe, write
-from extensions_lib.patching.layout import Layout, Model
+from extensions_lib.patching.by_group import ByGroup, Kept
+from extensions_lib.patching.layout import Groups, Layout, Model
 from extensions_lib.patching.plan import Planner
 from extensions_lib.patching.room import Room
+from extensions_lib.patching.rows import Rows
 from extensions_lib.patching.unmerged import Unmerged
 from extensions_lib.patching.wanted import Wanted, combined, identity
 
@@ -55,7 +57,7 @@ class ActiveSet:
         self._attached: dict[tuple[int, str], Attached] = {}
         self._parked: dict[tuple[int, str], Attached] = {}
         self._buffers = Buffers()
-        self._unmerged = Unmerged(self._merged, lambda each: self._buffers.give(each.stand_in))
+        self._unmerged = Unmerged(self._by_group, lambda each: self._buffers.give(each.stand_in))
         self._wanted: list[Wanted] = []
         self._report = ApplyReport()
 
@@ -215,6 +217,13 @@ class ActiveSet:
         write(stand_in, attached.base, recipe)
         attached.signature = recipe.signature
         return attached
+
+    def _by_group(self, groups: Groups, rows: Rows) -> ByGroup:
+        merged = [
+            {name: self._merged(recipe) for name, recipe in recipes.items()}
+            for recipes in groups.recipes
+        ]
+        return Kept(groups, merged, rows)
 
     def _detach(self, place: tuple[int, str]) -> None:
         attached = self._attached.pop(place)

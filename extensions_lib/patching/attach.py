@@ -41,6 +41,13 @@ class Recipe:
         self.stacks.setdefault(rows, []).append((adapter, multiplier))
         self.signature.append(signed)
 
+    def to(self, device: torch.device, strength: float = 1.0) -> "Recipe":
+        """The same with its adapters on a device, their multipliers times `strength`."""
+        moved = Recipe(self.module, self.name, self.transposed)
+        for rows, stack in self.stacks.items():
+            moved.stacks[rows] = [(adapter.to(device), m * strength) for adapter, m in stack]
+        return moved
+
     def original(self) -> tuple[nn.Parameter, bool]:
         """The parameter that is there, or zeros where the layer has no bias, which is then said."""
         found = self.module._parameters.get(self.name)

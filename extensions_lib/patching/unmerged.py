@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from extensions_lib.patching.attach import Attached, Recipe
+from extensions_lib.patching.attach import Attached
 from extensions_lib.patching.by_group import ByGroup
 from extensions_lib.patching.layout import Groups, Layout, Side
 from extensions_lib.patching.rows import Rows
 from extensions_lib.patching.side_path import SidePath
 
-Merge = Callable[[Recipe], Attached]
+MakeGroups = Callable[[Groups, Rows], ByGroup]
 Signature = tuple[object, ...]
 
 
 class Unmerged:
     """What stands around the forward of layers of one model; nothing at first.
 
-    `merge` makes a merged parameter, which is not put into its module; `give_up` takes one back.
+    `make_groups` makes what computes a layer by groups; `give_up` takes back a merged parameter
+    that it kept.
     """
 
-    def __init__(self, merge: Merge, give_up: Callable[[Attached], None]) -> None:
+    def __init__(self, make_groups: MakeGroups, give_up: Callable[[Attached], None]) -> None:
         self.rows = Rows()
-        self._merge, self._give_up = merge, give_up
+        self._make_groups, self._give_up = make_groups, give_up
         self._sides: dict[int, tuple[Signature, SidePath]] = {}
         self._groups: dict[int, tuple[Signature, ByGroup]] = {}
         # What was in force, without its place around the layers: the same may come back.
@@ -89,16 +90,9 @@ class Unmerged:
             for _, old in filter(None, (kept, former)):
                 old.take_out()
                 self._give_up_all(old)
-            made = ByGroup(groups.module, groups.of, self._merged(groups), self.rows)
-            self._groups[at] = signature, made
+            self._groups[at] = signature, self._make_groups(groups, self.rows)
         self._groups[at][1].put_in()
         return True
-
-    def _merged(self, groups: Groups) -> list[dict[str, Attached]]:
-        return [
-            {name: self._merge(recipe) for name, recipe in recipes.items()}
-            for recipes in groups.recipes
-        ]
 
     def take_out(self) -> None:
         """Takes everything away from the layers; cannot fail."""

@@ -288,7 +288,10 @@ class Run:
     @contextmanager
     def _turn(self, loop: Loop) -> Iterator[None]:
         """The model for one step, with what is trained on it."""
-        with self.place.turn(self._stop), on_the_model(loop.recipe, self._passes, self._checkpointing):
+        with (
+            self.place.turn(self._stop),
+            on_the_model(loop.recipe, self._passes, self._checkpointing),
+        ):
             yield
 
     def _after(self, step: Step, loop: Loop, per_epoch: float) -> None:

@@ -190,23 +190,44 @@ def test_pictures_have_networks_beside_the_layers(tmp_path: Path) -> None:
     layers = [model.layer(name)[0] for name in network.adapters if name.startswith("unet")]
     each = together([[Wanted(network, te=0.5, unet=0.8)], [Wanted(network, te=1, unet=0.2)]])
     active = forge.PatcherSet(loaded, model)
-    # Layers that nothing can be computed beside.
-    report = active.apply(each)
-    (note,) = report.notes
-    assert note.startswith(f"some: {len(layers)} layers have the first picture's weight")
-    assert len(loaded.forge_objects.unet.lora_patches) == 1
-    active.clear()
-    for layer in layers:
-        layer.in_features = layer.out_features = 1  # type: ignore[assignment]
-    report = active.apply(each)
-    assert report.notes == report.unfit == [] and report.layers == len(network.adapters)
-    assert all("forward" in vars(layer) for layer in layers)
-    ((_, patches),) = loaded.forge_objects.unet.lora_patches.items()
-    assert patches == {}
+    # Layers that nothing can be computed beside are merged for each group in each pass.
+    for beside in (False, True):
+        for layer in layers if beside else ():
+            layer.in_features = layer.out_features = 1  # type: ignore[assignment]
+        report = active.apply(each)
+        assert report.notes == report.unfit == [] and report.layers == len(network.adapters)
+        assert all("forward" in vars(layer) for layer in layers)
+        ((_, patches),) = loaded.forge_objects.unet.lora_patches.items()
+        assert patches == {}
+        if not beside:
+            active.clear()
+            assert not any("forward" in vars(layer) for layer in layers)
     clip, unet = loaded.forge_objects.clip, loaded.forge_objects.unet
     active.encode(together([[Wanted(network, te=0.5, unet=0.8)], [Wanted(network, te=1)]], 1))
     assert loaded.forge_objects.clip is not clip and loaded.forge_objects.unet is unet
     active.park()
+    assert not any("forward" in vars(layer) for layer in layers)
+
+
+def test_packed_weights_are_merged_once_for_a_batch(tmp_path: Path) -> None:
+    loaded = engine("SD1")
+    model = forge.loaded_model(loaded)
+    network = read_network(
+        tiny_lora(tmp_path / "some.safetensors", seed=1), structure=model.structure, name="some"
+    )
+    layers = [model.layer(name)[0] for name in network.adapters if name.startswith("unet")]
+    for layer in layers:
+        plain = layer.weight
+        assert isinstance(plain, torch.Tensor)
+        packed = torch.nn.Parameter(torch.zeros(7, dtype=torch.uint8), requires_grad=False)
+        packed.real_shape = plain.shape  # type: ignore[attr-defined]
+        layer._parameters["weight"] = packed
+    report = forge.PatcherSet(loaded, model).apply(
+        together([[Wanted(network, te=0.5, unet=0.8)], [Wanted(network, te=1, unet=0.2)]])
+    )
+    (note,) = report.notes
+    assert note.startswith(f"some: {len(layers)} layers have the first picture's weight")
+    assert len(loaded.forge_objects.unet.lora_patches) == 1
     assert not any("forward" in vars(layer) for layer in layers)
 
 
