@@ -124,9 +124,10 @@ def _there() -> bool:
 
 
 def _multiplied(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [..., in] times the transpose of weight [out, in]."""
-    done: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return done
+    """x [..., in] times the transpose of weight [out, in]; no view, so that it may be changed."""
+    rows = x.reshape(-1, x.shape[-1])
+    done: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return done.resize_(*x.shape[:-1], len(weight))
 
 
 class _Linear(torch.autograd.Function):
@@ -171,7 +172,7 @@ class _Convolution(torch.autograd.Function):
         rows = weight.flatten(1)
         of_each = [_multiplied(rows, each.t()) for each in patches]
         y = of_each[0] if len(x) == 1 else torch.stack(of_each)
-        y = y.view(len(x), -1, height, width)
+        y = y.resize_(len(x), len(weight), height, width)
         return y if bias is None else y.add_(bias.view(-1, 1, 1))
 
     @staticmethod

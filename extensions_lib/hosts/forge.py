@@ -282,8 +282,8 @@ def _packed_as_one(layout: Layout, wanted: Sequence[Wanted]) -> list[str]:
         if isinstance(each.unet, tuple)
     }
     return [
-        f"{name}: {count} layers have the first picture's weight in the whole batch. Of weights that "
-        "Forge holds packed, only layers with nothing but LoRA can have one for each picture."
+        f"{name}: {count} layers have the first picture's weight in the whole batch. Of layers "
+        "that Forge holds packed, only those with nothing but LoRA can have one for each picture."
         for name, count in found.items()
         if count
     ]

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from extensions_lib.models.loaded import LoadedModel
     from extensions_lib.models.trainable import Trainable
 
+    Apply = Callable[[Any], Sequence[Applied]]
+
 log = logging.getLogger("crucible")
 NAMES = ("lora", "lyco")
 _OURS = "crucible_networks"
@@ -82,7 +84,8 @@ class Session:
         self._of: Callable[[], Any] = lambda: None  # the model looked at last, held weakly
         self._text_identity: Hashable = ()
         self._samples: Samples | None = None  # where the pictures of a batch differ
-        self._asked: Callable[[Any], object] | None = None  # puts on a model what is in force
+        self._asked: Apply | None = None  # puts on a model what is in force
+        self.tell: Callable[[str], object] = log.warning  # says something at the order's pictures
 
     @cached_property
     def library(self) -> Library:
@@ -153,7 +156,7 @@ class Session:
 
     def park(self) -> None:
         """Takes all networks off; the next picture with the same ones finds them computed."""
-        self._asked = None
+        self._asked, self.tell = None, log.warning
         self._forget_samples()
         networks = getattr(self._of(), _OURS, None)
         if networks is not None:
@@ -198,13 +201,16 @@ class Session:
             self.forget_model()
             self._go_on(asked, sd_model)
 
-    def _go_on(self, asked: Callable[[Any], object] | None, sd_model: Any) -> None:
+    def _go_on(self, asked: Apply | None, sd_model: Any) -> None:
         """Puts on this model what was asked for on another, as far as it goes."""
+        if asked is None:
+            return
         try:
-            if asked is not None:
-                asked(sd_model)
+            said = [text for each in asked(sd_model) for text in each.messages]
         except CrucibleError as error:
-            log.warning(str(error))
+            said = [str(error)]
+        for text in dict.fromkeys(said):
+            self.tell(f"In the refiner: {text}")
 
     def text_changed(self, identity: Hashable) -> bool:
         """Whether the text encoders answer otherwise than at the last call."""
@@ -254,6 +260,7 @@ def activate(session: Session, p: Any, params_list: Sequence[Any], options: Any)
     pictures = [requests for requests, _ in read]
     messages = list(dict.fromkeys(text for _, said in read for text in said))
     applied = [Applied() for _ in pictures]
+    session.tell = partial(_tell, p)
     if any(pictures):
         at_the_end(p, "networks", session.park)
         _before_encoding(p, session.follow)
@@ -275,9 +282,14 @@ def activate(session: Session, p: Any, params_list: Sequence[Any], options: Any)
     if getattr(options, "lora_add_hashes_to_infotext", True):
         _note_hashes(p, [each.hashes for each in applied])
     for message in messages:
-        log.warning(message)
-        if message not in getattr(p, "comments", {}):
-            p.comment(message)
+        _tell(p, message)
+
+
+def _tell(p: Any, message: str) -> None:
+    """On the console and at the order's pictures, once."""
+    log.warning(message)
+    if message not in getattr(p, "comments", {}):
+        p.comment(message)
 
 
 def _tags(p: Any, params_list: Sequence[Any], options: Any) -> list[list[Items]]:

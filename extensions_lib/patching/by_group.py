@@ -1,8 +1,8 @@
 """A layer whose samples have different weights: computed by group of samples, each with its own.
 
-For networks of kinds that have no low-rank form. A group is the samples with the same weight. Merged
-weights of each are kept (`Kept`: their memory is the cost), or made in each pass from the weight that
-a host has there by then (`Anew`: time is).
+For networks of kinds that have no low-rank form. A group is the samples with the same weight. The
+merged weights of each are kept (`Kept`: their memory is the cost), or made in each pass from what a
+host has there by then (`Anew`: time is).
 """
 
 from __future__ import annotations

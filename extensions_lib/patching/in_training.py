@@ -165,7 +165,8 @@ class _Added(torch.autograd.Function):
         thin = product(rows, down.t())
         ctx.save_for_backward(rows, thin, up, down)
         ctx.scale = scale
-        return torch.addmm(y.reshape(-1, len(up)), thin, up.t(), alpha=scale).view_as(y)
+        done = torch.addmm(y.reshape(-1, len(up)), thin, up.t(), alpha=scale)
+        return done.resize_(y.shape)  # no view: a host may go on to change it in place
 
     @staticmethod
     @once_differentiable

@@ -143,7 +143,7 @@ class Standing(Protocol):
 def on_the_model(
     recipe: Recipe, passes: Standing | None = None, checkpointing: Standing | None = None
 ) -> Iterator[None]:
-    """What is trained is on the model while it lasts, around `passes` and inside `checkpointing`."""
+    """What is trained is on the model while it lasts: around `passes`, inside `checkpointing`."""
     inwards = [each for each in (passes, recipe, checkpointing) if each is not None]
     with ExitStack() as stack:
         for each in inwards:

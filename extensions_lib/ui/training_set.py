@@ -25,12 +25,19 @@ def steps_label(steps: int) -> str:
     return f"Train {steps:,} steps"
 
 
+# Out of sight until an option is changed (training.js, style.css).
+_OLD = (
+    '<p class="crucible-training-old">'
+    f"{pieces.words('An option has changed since: press Check again.')}</p>"
+)
+
+
 def summary(found: Preflight) -> str:
     """In a line what there is and what it takes; below what speaks against it, and notes."""
     said = ""
     if found.data is not None and found.pictures is not None:
         parts = [*_of_data(found.data, found.pictures), *_of_run(found)]
-        said = f'<p class="crucible-training-sum" role="status">{pieces.words(*parts)}</p>'
+        said = f'<p class="crucible-training-sum" role="status">{pieces.words(*parts)}</p>{_OLD}'
     return said + pieces.messages(found.problems, "error") + pieces.messages(found.notes)
 
 

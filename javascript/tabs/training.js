@@ -358,8 +358,11 @@
 
     // --- fields ---------------------------------------------------------------------------------
 
-    // The button and the TOML follow what stands in the fields.
-    const follow = () => find("changed").click();
+    // The button and the TOML follow what stands in the fields; what Check has said does not.
+    const follow = () => {
+        find("changed").click();
+        find("found").dataset.old = "yes";
+    };
     const form = window.crucibleForm(ID);
     let trains = -1; // the place of "what is trained" among the fields
 
@@ -388,6 +391,8 @@
         if (target.closest?.(`#${ID}-go`)) {
             refused = "";
             soon();
+        } else if (target.closest?.(`#${ID}-check`)) {
+            delete find("found").dataset.old;
         } else if (target.closest?.(`#${ID}-past .label-wrap, .tab-nav button`)) soon();
     });
     document.addEventListener("visibilitychange", () => document.hidden || soon());

@@ -114,6 +114,21 @@ def test_convolution_and_its_gradient(
     assert off(found, torch.autograd.grad(wanted, [again], slope.double())[0]) < 1e-6
 
 
+@there
+def test_answers_may_be_changed_in_place() -> None:
+    x, weight = torch.randn(2, 3, 4, 20, requires_grad=True), torch.randn(17, 20)
+    y = linear(x, weight)
+    assert y is not None
+    y += 1
+    for pictures in (1, 2):
+        picture = torch.randn(pictures, 6, 4, 4, requires_grad=True)
+        z = convolution(picture, torch.randn(4, 6, 3, 3), None, (1, 1), (1, 1))
+        assert z is not None
+        z += 1
+        (y.sum() + z.sum()).backward(retain_graph=True)
+        assert picture.grad is not None
+
+
 def test_many_pixels_are_left_to_torch() -> None:
     weight = torch.randn(4, 6, 3, 3)
     assert convolution(torch.randn(1, 6, 12, 12), weight, None, (1, 1), (1, 1)) is None

@@ -279,6 +279,24 @@ def test_networks_go_on_in_a_refiner_in_modules_of_its_own(session: webui.Sessio
     assert same(before[1], refiner)
 
 
+def test_what_does_not_fit_a_refiner_is_said_at_the_picture(session: webui.Session) -> None:
+    model, refiner = sd_model("SD1"), sd_model("SDXL")
+    step = SimpleNamespace(sampling_step=3, total_sampling_steps=9)
+    order = Order(model)
+    session.host.samples = model  # type: ignore[attr-defined]
+    webui.activate(session, order, tags("one:1"), options())
+    session.step(step)
+    assert not order.comments
+    session.host.samples = refiner  # type: ignore[attr-defined]
+    for _ in range(2):
+        session.step(step)
+    (said,) = order.comments
+    assert said.startswith("In the refiner: ") and "one" in said
+    session.park()
+    session.tell("between orders")
+    assert len(order.comments) == 1
+
+
 def test_networks_do_not_follow_into_a_checkpoint_between_orders(session: webui.Session) -> None:
     model, another = sd_model("SD1"), sd_model("SD1")
     webui.activate(session, Order(model), tags("one:1"), options())

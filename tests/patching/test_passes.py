@@ -119,6 +119,30 @@ def test_a_weight_of_another_type_goes_its_own_way(net: Net) -> None:
     assert torch.equal(with_them, net(x))
 
 
+class InPlace(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.wide(self.inner(x).transpose(1, 3).repeat(1, 1, 1, 2)[..., :24])
+        y += 1
+        return y
+
+
+def test_a_model_that_changes_answers_in_place() -> None:
+    net = InPlace().requires_grad_(False)
+    lora = LoRA.fresh((40, 24), 4)
+    lora.up.normal_()
+    answers = []
+    for around in (False, True):
+        model = model_of(net)
+        standing, learning = FastPasses(model), InTraining(model, {"unet.wide": lora})
+        if around:
+            standing.put_in()
+        learning.put_in()
+        answers.append(asked(net)[1])
+        standing.take_out()
+        learning.take_out()
+    torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("rank_dropout", [0.0, 0.5])
 def test_adapters_in_training_stand_around_them(net: Net, rank_dropout: float) -> None:
     from extensions_lib.patching.in_training import Dropouts

@@ -111,6 +111,18 @@ def test_a_set_is_looked_at_before_the_start(page: Any, pictures: Path) -> None:
     said = " ".join(told.inner_text().split())
     assert "4 pictures · 3 captions (.txt) , 1 missing" in said and "2 sizes" in said
     assert "12 steps = 3.0 epochs" in said
+    old = page.locator(f"{ID}-found .crucible-training-old")
+    assert not old.is_visible()
+    page.locator(f"{ID}-options > .label-wrap").click()
+    page.locator(f"{ID} .crucible-option-search").fill("max train steps")
+    steps = page.locator(f"{ID}-max-train-steps input").first
+    steps.fill("16")
+    steps.blur()
+    old.wait_for()
+    steps.fill("12")
+    page.locator(f"{ID}-check").click()
+    page.wait_for_function("() => !document.querySelector('#crucible-training-found').dataset.old")
+    told.wait_for()
     page.locator(f"{ID}-pictures .label-wrap").click()
     shown = page.locator(f"{ID}-crops figure")
     assert shown.count() == 4
