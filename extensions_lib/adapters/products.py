@@ -126,6 +126,8 @@ def _there() -> bool:
 def _multiplied(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., in] times the transpose of weight [out, in]; no view, so that it may be changed."""
     rows = x.reshape(-1, x.shape[-1])
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        weight = weight.contiguous()  # as it lies, oneDNN would take a thousand times as long
     done: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return done.resize_(*x.shape[:-1], len(weight))
 

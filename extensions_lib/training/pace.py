@@ -1,9 +1,12 @@
-"""How fast a run goes, and its smoothed loss."""
+"""How fast a run goes, its smoothed loss, and what would slow it down."""
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _STEPS = 30  # over which speed is measured
 _SMOOTH = 0.95
@@ -44,3 +47,17 @@ class Pace:
         known = list(self._seconds)
         known = known[1:] if len(known) > 1 else known
         return len(known) / max(1e-9, sum(known))
+
+
+@contextmanager
+def seldom_searched() -> Iterator[None]:
+    """While it lasts, what is there now is left out of the search for unreachable objects.
+
+    That takes a program with a model in memory longer than a step, every few steps.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

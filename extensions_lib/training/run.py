@@ -35,7 +35,7 @@ from extensions_lib.training.looking import Looking, is_due, on_the_model
 from extensions_lib.training.loop import Exploded, Loop, Step
 from extensions_lib.training.options import TrainingOptions, check
 from extensions_lib.training.outputs import Outputs
-from extensions_lib.training.pace import Pace
+from extensions_lib.training.pace import Pace, seldom_searched
 from extensions_lib.training.preflight import facts_of, text_options
 from extensions_lib.training.recipes.network import NetworkRecipe
 from extensions_lib.training.record import Record
@@ -182,7 +182,7 @@ class Run:
         self._say(state="training", doing="", step=loop.done)
         looking = Looking(self.place, self.options, self.kind, loop, data, lambda: self._turn(loop))
         try:
-            with self._shown(loop):
+            with self._shown(loop), seldom_searched():
                 if loop.done == 0:
                     self._look(looking.at_first)
                 self._steps(loop, looking)

@@ -39,6 +39,26 @@ def test_a_product_of_any_strides(turned: bool) -> None:
 
 
 @there
+def test_a_part_of_a_matrix_is_never_multiplied_as_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN knows no fast way for a weight with gaps between its rows."""
+    told: list[Tensor] = []
+    plain = torch.ops.mkldnn._linear_pointwise
+
+    def noted(x: Tensor, weight: Tensor, *rest: object) -> Tensor:
+        told.append(weight)
+        done: Tensor = plain(x, weight, *rest)
+        return done
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", noted)
+    a, b = torch.randn(33, 20), torch.randn(20, 40)[:, :17]
+    assert off(product(a, b), a.double() @ b.double()) < 1e-6
+    wide = linear(a, torch.randn(9, 30)[:, :20])
+    assert wide is not None
+    assert all(each.is_contiguous() or each.t().is_contiguous() for each in told)
+    assert len(told) == 2
+
+
+@there
 @pytest.mark.parametrize("into_itself", [False, True])
 @pytest.mark.parametrize("piece", [10, 70, 1 << 19])
 def test_a_product_is_added_in_pieces(
