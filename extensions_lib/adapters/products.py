@@ -1,15 +1,18 @@
 """Large products of matrices in fp32 on a CPU, where torch's own way is not the fastest one.
 
-torch multiplies matrices by MKL, which uses half of what a processor of another maker than Intel
-can do, and convolves by oneDNN, which first rearranges the whole weight, for however few pixels.
-Here oneDNN multiplies, and a convolution of few pixels is a product with its patches. Answers
-differ from torch's in the rounding of sums alone. Anything else (other devices and types, small
-matrices, a torch without oneDNN, products that the user has made less precise) goes torch's way.
+torch multiplies matrices by MKL, which uses half of what AMD's processors can do, and convolves by
+oneDNN, which first rearranges the whole weight, for however few pixels. Here oneDNN multiplies on
+AMD's processors, and a convolution of few pixels is a product with its patches. Answers differ from
+torch's in the rounding of sums alone. Anything else (other devices and types, small matrices, a
+torch without oneDNN, products that the user has made less precise) goes torch's way.
 """
 
 from __future__ import annotations
 
+import os
+import platform
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,7 +81,7 @@ def convolution(
     pixels = x[:, 0].numel() // (stride[0] * stride[1])
     if pixels > _FEW and not (plain and len(x) == 1):
         return None
-    if not _pays(x, weight, pixels * weight.numel(), _ROWS, _WORK_OF_NODE):
+    if pixels * weight.numel() < _WORK_OF_NODE or not _plain(x, weight):
         return None
     y: Tensor = _Convolution.apply(x, weight, bias, stride, padding)
     return y
@@ -90,15 +93,17 @@ def _recorded(*tensors: Tensor) -> bool:
 
 
 def _pays(a: Tensor, b: Tensor, work: int, rows: int, least: int) -> bool:
-    """Whether oneDNN is there for these and worth its call."""
+    """Whether oneDNN is to multiply these, and worth its call."""
+    return work >= least and rows >= _ROWS and _plain(a, b) and _onednn()
+
+
+def _plain(a: Tensor, b: Tensor) -> bool:
+    """Whether they lie in memory as fp32 and are to be multiplied as that."""
     return (
-        work >= least
-        and rows >= _ROWS
-        and a.dtype == torch.float32 == b.dtype
+        a.dtype == torch.float32 == b.dtype
         and a.device.type == "cpu" == b.device.type
         and type(a) in _PLAIN
         and type(b) in _PLAIN
-        and _there()
         and torch.get_float32_matmul_precision() == "highest"
         and not autocasts("cpu")
     )
@@ -117,15 +122,28 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 @cache
-def _there() -> bool:
-    """Whether this torch has the operation, which is one of its own compiler's."""
-    named = hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return named and bool(torch.backends.mkldnn.is_available())
+def _onednn() -> bool:
+    """Whether oneDNN multiplies faster than MKL, and its operation is there for the asking.
+
+    It is one of torch's own compiler's.
+    """
+    there = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
+    return there and any(maker in _processor() for maker in ("AuthenticAMD", "HygonGenuine"))
+
+
+def _processor() -> str:
+    """What the system says of the processor, its maker among it."""
+    told = Path("/proc/cpuinfo")
+    if told.exists():
+        return told.read_text(errors="replace")[:4096]
+    return f"{platform.processor()} {os.environ.get('PROCESSOR_IDENTIFIER', '')}"
 
 
 def _multiplied(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., in] times the transpose of weight [out, in]; no view, so that it may be changed."""
     rows = x.reshape(-1, x.shape[-1])
+    if not _onednn():
+        return F.linear(rows, weight, bias).resize_(*x.shape[:-1], len(weight))
     if not (weight.is_contiguous() or weight.t().is_contiguous()):
         weight = weight.contiguous()  # as it lies, oneDNN would take a thousand times as long
     done: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")

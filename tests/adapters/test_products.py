@@ -10,7 +10,9 @@ from torch import Tensor
 from extensions_lib.adapters import products
 from extensions_lib.adapters.products import convolution, linear, plus_product, product
 
-there = pytest.mark.skipif(not products._there(), reason="a torch without oneDNN's products")
+onednn = pytest.mark.skipif(
+    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="a torch without oneDNN's products"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +20,7 @@ def _any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes that a test can afford."""
     for name in ("_WORK", "_WORK_OF_NODE", "_ROWS"):
         monkeypatch.setattr(products, name, 1)
+    monkeypatch.setattr(products, "_onednn", lambda: hasattr(torch.ops.mkldnn, "_linear_pointwise"))
 
 
 def off(found: Tensor, wanted: Tensor) -> float:
@@ -29,7 +32,7 @@ def exact(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if each is None else each.detach().double() for each in tensors]
 
 
-@there
+@onednn
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_product_of_any_strides(turned: bool) -> None:
     a, b = torch.randn(33, 20), torch.randn(20, 17)
@@ -38,7 +41,7 @@ def test_a_product_of_any_strides(turned: bool) -> None:
     assert off(product(a, b), a.double() @ b.double()) < 1e-6
 
 
-@there
+@onednn
 def test_a_part_of_a_matrix_is_never_multiplied_as_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN knows no fast way for a weight with gaps between its rows."""
     told: list[Tensor] = []
@@ -58,7 +61,7 @@ def test_a_part_of_a_matrix_is_never_multiplied_as_it_lies(monkeypatch: pytest.M
     assert len(told) == 2
 
 
-@there
+@onednn
 @pytest.mark.parametrize("into_itself", [False, True])
 @pytest.mark.parametrize("piece", [10, 70, 1 << 19])
 def test_a_product_is_added_in_pieces(
@@ -72,7 +75,7 @@ def test_a_product_is_added_in_pieces(
     assert off(out, wanted) < 1e-6
 
 
-@there
+@onednn
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(12, 20), (2, 6, 20), (2, 3, 4, 20)])
 def test_linear_and_its_gradients(shape: tuple[int, ...], bias: bool) -> None:
@@ -113,7 +116,7 @@ CONVOLUTIONS = [
 ]
 
 
-@there
+@onednn
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("batch", "kernel", "stride", "padding", "size"), CONVOLUTIONS)
 def test_convolution_and_its_gradient(
@@ -134,7 +137,7 @@ def test_convolution_and_its_gradient(
     assert off(found, torch.autograd.grad(wanted, [again], slope.double())[0]) < 1e-6
 
 
-@there
+@onednn
 def test_answers_may_be_changed_in_place() -> None:
     x, weight = torch.randn(2, 3, 4, 20, requires_grad=True), torch.randn(17, 20)
     y = linear(x, weight)
@@ -197,14 +200,33 @@ def test_autocast_and_less_precise_products_are_left_to_torch() -> None:
         torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [("vendor_id\t: AuthenticAMD", True), ("AMD64 Family 25, AuthenticAMD", True),
+     ("vendor_id\t: GenuineIntel", False), ("", False)],
+)  # fmt: skip
+@onednn
+def test_by_the_maker_of_the_processor(
+    monkeypatch: pytest.MonkeyPatch, told: str, wanted: bool
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(products, "_processor", lambda: told)
+    assert products._onednn.__wrapped__() is wanted
+    assert isinstance(products._onednn(), bool)
+
+
 def test_a_torch_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_there", lambda: False)
+    monkeypatch.setattr(products, "_onednn", lambda: False)
     a, b = torch.randn(9, 20), torch.randn(20, 17)
     assert linear(a, b.t()) is None
     assert torch.equal(product(a, b), a @ b)
     out = torch.randn(9, 17)
     wanted = torch.addmm(out, a, b, alpha=0.5)
     assert torch.equal(plus_product(out, a, b, 0.5, out), wanted)
+    x, weight = torch.randn(1, 6, 4, 4), torch.randn(4, 6, 3, 3)
+    y = convolution(x, weight, None, (1, 1), (1, 1))
+    assert y is not None
+    assert off(y, F.conv2d(x.double(), weight.double(), padding=1)) < 1e-6
 
 
 def test_a_product_that_autograd_is_to_know_of() -> None:
