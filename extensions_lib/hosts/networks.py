@@ -12,7 +12,7 @@ from extensions_lib.errors import CrucibleError
 from extensions_lib.files.networks import Key, Network, network_key, read_network
 from extensions_lib.hosts.embeddings import bundled_of
 from extensions_lib.hosts.live import LIVE
-from extensions_lib.models.names import component_of, places, unet_blocks
+from extensions_lib.models.names import component_of, named_blocks
 from extensions_lib.patching import (
     ActiveSet,
     ApplyReport,
@@ -215,12 +215,11 @@ class Networks:
         if blocks is None:
             return None
         if blocks not in self._by_layer:
-            structure = self._model.structure
-            block, of = unet_blocks(structure), {}
-            for layer, place in places(structure, "ldm").items():
-                if (component := component_of(layer)) != "vae":
-                    at = block.get(layer, "") if component == "unet" else BASE
-                    of[layer] = blocks.of(at, (layer, place.within))
+            of = {
+                layer: blocks.of(BASE if block is None else block, names)
+                for layer, (block, names) in named_blocks(self._model.structure).items()
+                if component_of(layer) != "vae"
+            }
             self._by_layer[blocks] = Shares(blocks.key, of)
         return self._by_layer[blocks]
 

@@ -14,7 +14,7 @@ All are made in one walk over the structure, so they cannot fall out of step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -151,6 +151,19 @@ def unet_blocks(structure: Structure) -> dict[str, str]:
         elif component == "unet" and side == "middle_block":
             found[canonical] = "M00"
     return found
+
+
+@lru_cache(maxsize=8)
+def named_blocks(structure: Structure) -> Mapping[str, tuple[str | None, tuple[str, str]]]:
+    """Layer -> its block, and the names that a choice of layers may mean it by.
+
+    The block is "" for a layer of the UNet that lies in none, and None outside of the UNet.
+    """
+    block = unet_blocks(structure)
+    return {
+        layer: (block.get(layer, "") if component_of(layer) == "unet" else None, (layer, at.within))
+        for layer, at in places(structure, "ldm").items()
+    }
 
 
 def flat(canonical: str, family: Family = Family.SD1) -> str:

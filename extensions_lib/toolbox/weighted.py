@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extensions_lib.errors import FileProblem
 from extensions_lib.files.keys import KNOWN
 from extensions_lib.models.families import SD15, Family, Structure
-from extensions_lib.models.names import component_of, places, unet_blocks
+from extensions_lib.models.names import component_of, named_blocks
 from extensions_lib.prompts.blocks import BASE, Blocks
 from extensions_lib.prompts.tags import network_requests
 from extensions_lib.toolbox.work import ToolProblem
@@ -69,18 +68,8 @@ class Weighted:
         weight = self.te if component.startswith("te") else self.unet
         if self.blocks is None or component == "vae":
             return weight
-        block, names = _named(structure).get(layer, ("", (layer,)))
-        return weight * self.blocks.of(block, names)
-
-
-@lru_cache(maxsize=8)
-def _named(structure: Structure) -> Mapping[str, tuple[str, tuple[str, str]]]:
-    """Layer -> its block, and the names that elements may mean it by."""
-    block = unet_blocks(structure)
-    return {
-        layer: (BASE if component_of(layer) != "unet" else block.get(layer, ""), (layer, at.within))
-        for layer, at in places(structure, "ldm").items()
-    }
+        block, names = named_blocks(structure).get(layer, ("", (layer,)))
+        return weight * self.blocks.of(BASE if block is None else block, names)
 
 
 def usual(family: Family | None) -> Structure:
