@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from extensions_lib.models.loaded import LoadedModel
 from extensions_lib.models.names import component_of
-from extensions_lib.patching.forwards import Around
+from extensions_lib.patching.forwards import Standing
 
 _BLOCK = re.compile(
     r"unet\..*\.(?:resnets|transformer_blocks)\.\d+\.|te\d\.text_model\.encoder\.layers\.\d+\."
@@ -47,27 +47,15 @@ def _common(one: list[str], other: list[str]) -> list[str]:
     return one[:length]
 
 
-class Checkpointing:
-    """Stands around the blocks of a model from `put_in` to `take_out`.
+class Checkpointing(Standing):
+    """Stands around the blocks of a model.
 
     Whatever else is around a block's forward comes first: adapters and hooks inside the blocks are
     part of what is computed again, and see torch's own generators as they were.
     """
 
     def __init__(self, model: LoadedModel) -> None:
-        self._blocks = list(blocks(model).values())
-        self._around: list[Around] = []
-
-    def put_in(self) -> None:
-        """From now on."""
-        if not self._around:
-            self._around = [Around(module, _again) for module in self._blocks]
-
-    def take_out(self) -> None:
-        """The blocks' own forward passes; no trace is left."""
-        for around in reversed(self._around):
-            around.remove()
-        self._around = []
+        super().__init__([(block, _again) for block in blocks(model).values()])
 
 
 def _again(forward: Callable[..., Any], *args: Any, **named: Any) -> Any:

@@ -11,7 +11,7 @@ for modules without hooks. Pre-hooks still run first, so what changes a layer's 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -41,6 +41,26 @@ class Around:
         self._chain.drop(self._function)
         if not len(self._chain) and vars(self._module).get("forward") is self._chain:
             self._chain.give_back(self._module)
+
+
+class Standing:
+    """Functions around the forwards of several modules, from `put_in` to `take_out`."""
+
+    def __init__(self, passes: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> None:
+        self._passes = passes
+        self._around: list[Around] = []
+
+    def put_in(self) -> None:
+        """From now on; once is enough."""
+        if not self._around:
+            for module, function in self._passes:
+                self._around.append(Around(module, function))
+
+    def take_out(self) -> None:
+        """The modules' own forward passes again; no trace is left."""
+        for around in reversed(self._around):
+            around.remove()
+        self._around = []
 
 
 class _Chain:

@@ -24,7 +24,7 @@ from extensions_lib.adapters.base import Adapter, AdapterError, LowRank
 from extensions_lib.adapters.lora import LoRA
 from extensions_lib.adapters.merge import merged
 from extensions_lib.adapters.products import autocasts, product
-from extensions_lib.patching.forwards import Around
+from extensions_lib.patching.forwards import Standing
 from extensions_lib.patching.layout import Model, Place
 from extensions_lib.patching.plan import plain_shape
 from extensions_lib.patching.side_path import can_carry
@@ -43,7 +43,7 @@ class Dropouts:
     module: float = 0.0
 
 
-class InTraining:
+class InTraining(Standing):
     """`adapters` by canonical layer name on `model`, in its forward passes from `put_in` on.
 
     Args:
@@ -67,33 +67,22 @@ class InTraining:
         self.multiplier = 1.0
         self.dropping = True
         self.dropouts, self.unit = dropouts or Dropouts(), unit
-        self._around: list[Around] = []
-        self._passes: list[tuple[nn.Module, Callable[..., Any]]] = []
+        passes: list[tuple[nn.Module, Callable[..., Any]]] = []
+        super().__init__(passes)
         shared: dict[tuple[int, str], _Weight] = {}
         for canonical, adapter in self.adapters.items():
             place = _place(model, canonical, adapter)
             whole = place.rows == (0, _length(place)) and not place.transposed
             if whole and adapter.rank is not None and _carried(place, adapter):
-                self._passes.append((place.module, _Beside(self, place, adapter)))
+                passes.append((place.module, _Beside(self, place, adapter)))
                 continue
             at = (id(place.module), place.name)
             if at not in shared:
                 shared[at] = _Weight(self, place)
-                self._passes.append((_called(model, place.module), shared[at]))
+                passes.append((_called(model, place.module), shared[at]))
             shared[at].parts.append((place, adapter))
         for weight in shared.values():
             weight.parts.sort(key=lambda part: part[0].rows)
-
-    def put_in(self) -> None:
-        """From now on the model's forward passes go through the adapters."""
-        if not self._around:
-            self._around = [Around(module, function) for module, function in self._passes]
-
-    def take_out(self) -> None:
-        """The model's own forward passes again; no trace is left."""
-        for around in reversed(self._around):
-            around.remove()
-        self._around = []
 
     def parameters(self) -> dict[str, Tensor]:
         """What is trained, by canonical layer name and part."""

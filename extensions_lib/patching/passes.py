@@ -10,38 +10,24 @@ from torch import Tensor, nn
 
 from extensions_lib.adapters.products import convolution, linear
 from extensions_lib.models.loaded import LoadedModel
-from extensions_lib.patching.forwards import Around
+from extensions_lib.patching.forwards import Standing
 
 # Where classes come from whose forward is known to be that of a linear or convolution layer.
 _KNOWN = ("torch.nn.modules.", "backend.operations")
 _SMALL = 1 << 16  # a weight of fewer numbers is not worth the question, in each pass
 
 
-class FastPasses:
-    """Stands around the linear and convolution layers of a model from `put_in` to `take_out`.
+class FastPasses(Standing):
+    """Stands around the linear and convolution layers of a model.
 
     Before anything else is put around them: what their own forward would have answered is not
     asked. Nothing is done where the model's layers do not lie on the CPU.
     """
 
     def __init__(self, model: LoadedModel) -> None:
-        self._passes: list[tuple[nn.Module, Callable[..., Any]]] = []
-        self._around: list[Around] = []
-        for part in (model.unet, *model.text_encoders) if model.device.type == "cpu" else ():
-            for module in part.modules():
-                if function := _pass_of(module):
-                    self._passes.append((module, function))
-
-    def put_in(self) -> None:
-        """From now on."""
-        if not self._around:
-            self._around = [Around(module, function) for module, function in self._passes]
-
-    def take_out(self) -> None:
-        """The layers' own forward passes; no trace is left."""
-        for around in reversed(self._around):
-            around.remove()
-        self._around = []
+        parts = (model.unet, *model.text_encoders) if model.device.type == "cpu" else ()
+        layers = ((each, _pass_of(each)) for part in parts for each in part.modules())
+        super().__init__([(module, function) for module, function in layers if function])
 
 
 def _pass_of(module: nn.Module) -> Callable[..., Any] | None:

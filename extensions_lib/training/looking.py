@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +20,7 @@ from extensions_lib.training.sample_prompts import read_samples
 from extensions_lib.training.validation import Validation
 
 if TYPE_CHECKING:
+    from extensions_lib.patching.forwards import Standing
     from extensions_lib.training.data import TrainingData
     from extensions_lib.training.loop import Loop
     from extensions_lib.training.options import TrainingOptions
@@ -131,25 +132,18 @@ class Looking:
             yield
 
 
-class Standing(Protocol):
-    """What stands around layers of a model from `put_in` to `take_out`."""
-
-    def put_in(self) -> None: ...
-
-    def take_out(self) -> None: ...
-
-
 @contextmanager
 def on_the_model(
     recipe: Recipe, passes: Standing | None = None, checkpointing: Standing | None = None
 ) -> Iterator[None]:
     """What is trained is on the model while it lasts: around `passes`, inside `checkpointing`."""
-    inwards = [each for each in (passes, recipe, checkpointing) if each is not None]
+    outwards: list[Standing | Recipe | None] = [passes, recipe, checkpointing]
     with ExitStack() as stack:
-        for each in inwards:
-            # also where it fails half way
-            stack.callback(each.take_out)
-            each.put_in()
+        for each in outwards:
+            if each is not None:
+                # also where it fails half way
+                stack.callback(each.take_out)
+                each.put_in()
         yield
 
 
