@@ -86,6 +86,7 @@ class Session:
         self._samples: Samples | None = None  # where the pictures of a batch differ
         self._asked: Apply | None = None  # puts on a model what is in force
         self.tell: Callable[[str], object] = log.warning  # says something at the order's pictures
+        self.told: Sequence[str] = ()  # what was said there of the checkpoint itself
 
     @cached_property
     def library(self) -> Library:
@@ -210,7 +211,8 @@ class Session:
         except CrucibleError as error:
             said = [str(error)]
         for text in dict.fromkeys(said):
-            self.tell(f"In the refiner: {text}")
+            if text not in self.told:
+                self.tell(f"In the refiner: {text}")
 
     def text_changed(self, identity: Hashable) -> bool:
         """Whether the text encoders answer otherwise than at the last call."""
@@ -281,6 +283,7 @@ def activate(session: Session, p: Any, params_list: Sequence[Any], options: Any)
     encode_apart(p, texts, session.encode_for)
     if getattr(options, "lora_add_hashes_to_infotext", True):
         _note_hashes(p, [each.hashes for each in applied])
+    session.told = messages
     for message in messages:
         _tell(p, message)
 

@@ -284,17 +284,18 @@ def test_what_does_not_fit_a_refiner_is_said_at_the_picture(session: webui.Sessi
     step = SimpleNamespace(sampling_step=3, total_sampling_steps=9)
     order = Order(model)
     session.host.samples = model  # type: ignore[attr-defined]
-    webui.activate(session, order, tags("one:1"), options())
+    webui.activate(session, order, tags("one:1", "nowhere:1"), options())
     session.step(step)
-    assert not order.comments
+    (missing,) = order.comments
+    assert "nowhere" in missing
     session.host.samples = refiner  # type: ignore[attr-defined]
     for _ in range(2):
         session.step(step)
-    (said,) = order.comments
-    assert said.startswith("In the refiner: ") and "one" in said
+    said = [text for text in order.comments if text != missing]
+    assert len(said) == 1 and said[0].startswith("In the refiner: ") and "one" in said[0]
     session.park()
     session.tell("between orders")
-    assert len(order.comments) == 1
+    assert len(order.comments) == 2
 
 
 def test_networks_do_not_follow_into_a_checkpoint_between_orders(session: webui.Session) -> None:
