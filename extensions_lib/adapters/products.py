@@ -35,11 +35,13 @@ _FEW = 128
 PIECE = 1 << 19
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """a [m, k] @ b [k, n], of any strides."""
+def product(a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
+    """scale * a [m, k] @ b [k, n], of any strides."""
     if _pays(a, b, a.numel() * b.shape[1], len(a), _WORK) and not _recorded(a, b):
-        return _multiplied(a, b.t())
-    return a @ b
+        done = _multiplied(a, b.t())
+        return done if scale == 1 else done.mul_(scale)
+    # what it would be added to is not looked at
+    return a @ b if scale == 1 else torch.addmm(b[:1], a, b, beta=0, alpha=scale)
 
 
 def plus_product(

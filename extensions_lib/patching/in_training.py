@@ -162,8 +162,8 @@ class _Added(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, thin, up, down = ctx.saved_tensors
         wide = grad.reshape(-1, len(up))
-        scaled = product(wide, up).mul_(ctx.scale)
-        to_up = product(wide.t(), thin).mul_(ctx.scale)
+        scaled = product(wide, up, ctx.scale)
+        to_up = product(wide.t(), thin, ctx.scale)
         to_down = product(scaled.t(), rows)
         to_x = product(scaled, down).view(*grad.shape[:-1], -1) if ctx.needs_input_grad[1] else None
         return grad, to_x, to_up, to_down, None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,8 @@ from torch import Tensor
 
 from extensions_lib.errors import CrucibleError
 from extensions_lib.training import ranks
-from extensions_lib.training.optimizers import make_optimizer
+from extensions_lib.training.in_one import InOne
+from extensions_lib.training.optimizers import make_optimizer, treats_each_number_alone
 from extensions_lib.training.option_groups import LoopOptions
 from extensions_lib.training.schedulers import factor
 from extensions_lib.training.step import Batch, Data, Recipe
@@ -43,7 +45,7 @@ class Step:
 class Loop:
     """Trains `recipe` on `data`; `step` does the next step, from `done` on.
 
-    `precision`: of what is computed with autocast on `device`; None: as the model is.
+    `precision`: of what is computed with autocast on `device`, a type; None: as the model is.
     `scaled`: gradients of fp16 are scaled up so that they are not lost.
     """
 
@@ -58,15 +60,18 @@ class Loop:
         scaled: bool = False,
     ) -> None:
         self.recipe, self.data, self.options = recipe, data, options
-        self._precision, self._device = precision, device
+        self._precision, self.device = precision, device
         self.done = 0
         self._worst = ""
         groups = [{"lr": options.learning_rate, **group} for group in recipe.groups()]
         self._names = [str(group.pop("name", number)) for number, group in enumerate(groups)]
         self._rates = [group["lr"] for group in groups]
-        self._trained: list[Tensor] = [each for group in groups for each in group["params"]]
+        self._in_one = InOne(groups, treats_each_number_alone(options.optimizer_type))
         self.optimizer = make_optimizer(
-            options.optimizer_type, groups, options.learning_rate, options.optimizer_args
+            options.optimizer_type,
+            self._in_one.groups,
+            options.learning_rate,
+            options.optimizer_args,
         )
         if hasattr(self.optimizer, "train"):
             self.optimizer.train()
@@ -106,16 +111,17 @@ class Loop:
         mine, accumulation = ranks.rank(), options.gradient_accumulation_steps
         for part in range(accumulation):
             loss += self._learn((number * accumulation + part) * mine.count + mine.index)
-        ranks.average([each.grad for each in self._trained if each.grad is not None])
-        loss = ranks.average_number(loss, self._trained[0].device)
+        trained = self._in_one.gather()
+        ranks.average([each.grad for each in trained if each.grad is not None])
+        loss = ranks.average_number(loss, trained[0].device)
         if not math.isfinite(loss):  # of another process: all of them stop at this step
             self._forget()
             raise Exploded(f"step {number + 1}: {self._worst or 'a loss is no number'}; {_ADVICE}")
-        norm = self._clip()
+        norm = self._clip(trained)
         if not math.isfinite(norm) and not self._scaler.is_enabled():
             self._forget()
             raise Exploded(f"step {number + 1}: the gradient is {norm}; {_ADVICE}")
-        self._scaler.step(self.optimizer)
+        self._in_one.step(lambda: self._scaler.step(self.optimizer), self.optimizer)
         self._scaler.update()
         self._forget()
         self.recipe.after_step()
@@ -129,7 +135,7 @@ class Loop:
 
     def _learn(self, number: int) -> float:
         """Adds the gradients of micro-batch `number`; its loss, as a share of the step's."""
-        generator = seeded(self.options.seed, number)
+        generator = seeded(self.options.seed, number, self.device)
         batch = self.data.batch(*divmod(number, len(self.data)), generator)
         with self.computing():
             losses = self.recipe.losses(batch, generator)
@@ -144,15 +150,15 @@ class Loop:
         """In which losses are computed."""
         if self._precision is None:
             return nullcontext()
-        return torch.autocast(self._device, self._precision)
+        return torch.autocast(self.device, self._precision)
 
-    def _clip(self) -> float:
+    def _clip(self, trained: Sequence[Tensor]) -> float:
         self._scaler.unscale_(self.optimizer)
         longest = self.options.max_grad_norm or math.inf
-        return float(torch.nn.utils.clip_grad_norm_(self._trained, longest))
+        return float(torch.nn.utils.clip_grad_norm_(trained, longest))
 
     def _forget(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        self._in_one.forget()
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on: tensors, numbers, and the optimizer's own."""
@@ -160,7 +166,7 @@ class Loop:
             "done": self.done,
             "trained": {n: t.detach() for n, t in self.recipe.tensors().items()},
             "ema": self.ema,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self._in_one.apart(self.optimizer.state_dict()),
             "scaler": self._scaler.state_dict(),
         }
 
@@ -179,7 +185,7 @@ class Loop:
             for name, tensor in own.items():
                 tensor.copy_(saved[name])
         self.ema = {name: each.clone() for name, each in state["ema"].items()}
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(self._in_one.joined(state["optimizer"]))
         self._scaler.load_state_dict(state["scaler"])
         self.done = state["done"]
 
@@ -196,11 +202,15 @@ def _scaler(device: str, scaled: bool) -> Any:
     return torch.cuda.amp.GradScaler(enabled=scaled)  # before torch 2.3, where there was this alone
 
 
-def seeded(seed: int, number: int) -> torch.Generator:
+def seeded(seed: int, number: int, device: str) -> torch.Generator:
     """A generator for micro-batch `number` of a run; torch's own are seeded along with it."""
     digest = hashlib.blake2b(f"{seed}:{number}".encode(), digest_size=8).digest()
     value = int.from_bytes(digest, "little") >> 1
-    torch.manual_seed(value)
+    if device == "cpu":
+        # Those of devices that are not used take longer to seed than a small batch to draw.
+        torch.default_generator.manual_seed(value)
+    else:
+        torch.manual_seed(value)
     return torch.Generator().manual_seed(value ^ 1)
 
 

@@ -84,6 +84,11 @@ def make_optimizer(
     return made
 
 
+def treats_each_number_alone(name: str) -> bool:
+    """Whether what the optimizer does to a number depends on that number's gradients alone."""
+    return _known(name).path in ("torch.optim.AdamW", "torch.optim.Adam", "torch.optim.SGD")
+
+
 def _fuses(groups: Sequence[Mapping[str, Any]]) -> bool:
     """Whether torch has the update in one operation for where these parameters are."""
     import torch

@@ -27,7 +27,7 @@ class Validation:
     @torch.no_grad()
     def measure(self, number: int) -> float:
         """The mean loss of batch `number`; the recipe is put in."""
-        generator = seeded(_SEED, number)
+        generator = seeded(_SEED, number, self.loop.device)
         batch = self.data.batch(0, number, generator)
         with self.loop.recipe.without_dropout(), self.loop.computing():
             return float(self.loop.recipe.losses(batch, generator).float().mean())

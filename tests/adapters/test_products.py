@@ -229,6 +229,13 @@ def test_a_torch_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert off(y, F.conv2d(x.double(), weight.double(), padding=1)) < 1e-6
 
 
+def test_a_product_by_a_number() -> None:
+    a, b = torch.randn(9, 20), torch.randn(20, 17)
+    assert off(product(a, b, 0.3), 0.3 * (a.double() @ b.double())) < 1e-6
+    a, b = a.double(), b.double()  # torch's own way
+    assert off(product(a, b, 0.3), 0.3 * (a @ b)) < 1e-12
+
+
 def test_a_product_that_autograd_is_to_know_of() -> None:
     a, b = torch.randn(9, 20, requires_grad=True), torch.randn(20, 17)
     product(a, b).sum().backward()
