@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from extensions_lib.errors import CrucibleError
+from extensions_lib.hosts.a1111_memory import Parts, parts_in_turn
 from extensions_lib.hosts.webui_trainable import WebUITrainable, frozen
 from extensions_lib.models.loaded import LoadedModel
 
@@ -31,17 +33,29 @@ def training_on(sd_model: Any, loaded: LoadedModel) -> Iterator[A1111Trainable]:
             "the WebUI's UNet is replaced by a compiled one; set SD Unet to None to train."
         )
     acting, shared.loaded_hypernetworks = shared.loaded_hypernetworks, []
-    # as it will be asked; with little memory the weights themselves come when they are called
+    # as it will be asked; with little memory the weights themselves come when they are needed
     there = replace(loaded, device=devices.device, dtype=devices.dtype_unet)
     try:
-        with frozen([loaded.unet, *loaded.text_encoders, loaded.vae]):
-            yield A1111Trainable(sd_model, there)
+        with (
+            frozen([loaded.unet, *loaded.text_encoders, loaded.vae]),
+            parts_in_turn(sd_model) as parts,
+        ):
+            yield A1111Trainable(sd_model, there, parts)
     finally:
         shared.loaded_hypernetworks = acting
 
 
 class A1111Trainable(WebUITrainable):
     """Encodes through the hijacked text encoders, predicts through `apply_model`."""
+
+    def __init__(self, sd_model: Any, loaded: LoadedModel, parts: Parts) -> None:
+        super().__init__(sd_model, loaded)
+        self._parts = parts
+
+    def encode_pictures(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Trainable.encode_pictures`."""
+        with self._parts.lend(self.loaded.vae):
+            return super().encode_pictures(pixels)
 
     @contextmanager
     def _ready_to_encode(self, clip_skip: int) -> Iterator[None]:
@@ -56,13 +70,24 @@ class A1111Trainable(WebUITrainable):
         before = opts.data.get(_CLIP_SKIP)
         opts.data[_CLIP_SKIP] = clip_skip
         try:
-            with devices.autocast():
+            with self._text_encoders_there(), devices.autocast():
                 yield
         finally:
             if before is None:
                 del opts.data[_CLIP_SKIP]
             else:
                 opts.data[_CLIP_SKIP] = before
+
+    @contextmanager
+    def _text_encoders_there(self) -> Iterator[None]:
+        """For the time of encoding, or until the turn ends where gradients go back through them."""
+        root = self.sd_model.cond_stage_model
+        if torch.is_grad_enabled():
+            self._parts.keep(root)
+            yield
+        else:
+            with self._parts.lend(root):
+                yield
 
     def _engines(self) -> Sequence[Any]:
         stage = self.sd_model.cond_stage_model
@@ -80,6 +105,7 @@ class A1111Trainable(WebUITrainable):
     ) -> Tensor:
         from modules import devices
 
+        self._parts.keep(self.sd_model.model)
         device, dtype = devices.device, devices.dtype_unet
         told: dict[str, Any] = {"c_crossattn": [states.to(device, dtype)]}
         if vector is not None:
