@@ -14,7 +14,7 @@ from extensions_lib.adapters.inputs import InputRotation
 from extensions_lib.adapters.loha import LoHa
 from extensions_lib.adapters.lokr import LoKr
 from extensions_lib.adapters.lora import LoRA
-from extensions_lib.adapters.merge import merged
+from extensions_lib.adapters.merge import Merge, merge_each, merged
 from extensions_lib.adapters.norm import Norm
 from extensions_lib.adapters.oft import OFT
 from extensions_lib.adapters.wrappers import Biased, Sparse
@@ -35,9 +35,11 @@ __all__ = [
     "LoHa",
     "LoKr",
     "LoRA",
+    "Merge",
     "Norm",
     "Sparse",
     "adapter_from",
+    "merge_each",
     "merged",
 ]
 

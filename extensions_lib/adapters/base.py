@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from extensions_lib.adapters.products import plus_product
+from extensions_lib.adapters.products import autocasts, plus_product
 
 
 class AdapterError(ValueError):
@@ -159,6 +159,8 @@ class Adapter(abc.ABC):
 
         Trailing ones are alike: a linear adapter fits a 1x1 convolution and the other way round.
         """
+        if self.shape == tuple(base_shape):
+            return None
         # Inpainting: 4 latent channels, then mask and masked latents, which it leaves alone.
         fewer = (*base_shape[:1], 4, *base_shape[2:])
         inpainting = tuple(base_shape[1:2]) == (9,) and self._made_for(fewer)
@@ -239,13 +241,15 @@ def moved_towards(
 
 def working_dtype(*tensors: Tensor) -> torch.dtype:
     """fp32, or fp64 where one of the tensors is: what a change is computed in."""
-    double = any(tensor.dtype == torch.float64 for tensor in tensors)
-    return torch.float64 if double else torch.float32
+    for tensor in tensors:
+        if tensor.dtype == torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """Switch autocast off: a host may call from inside it, and would round the factors to half."""
-    if device.type in ("cpu", "cuda"):
+    if device.type in ("cpu", "cuda") and autocasts(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 

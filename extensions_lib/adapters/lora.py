@@ -67,17 +67,22 @@ class LoRA(OfParts):
 
     def low_rank(self, base_shape: Sequence[int]) -> LowRank:
         self.check_fit(base_shape)
-        plain = self.plain(working_dtype(self.up, self.down))
-        return LowRank(plain.up, as_matrix(pad_inputs(plain.down, base_shape[1])), self.scale)
+        up, down = self._factors(working_dtype(self.up, self.down))
+        return LowRank(up, as_matrix(pad_inputs(down, base_shape[1])), self.scale)
 
     def plain(self, dtype: torch.dtype) -> "LoRA":
-        up, down = as_matrix(self.up).to(dtype), self.down.to(dtype)
+        up, down = self._factors(dtype)
         if self.mid is None and up is self.up and down is self.down:
             return self
+        return LoRA(up, down, fixed_scale=self.scale)
+
+    def _factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """up [out, r] and down [r, in(, kh, kw)], with the core multiplied into it."""
+        up, down = as_matrix(self.up).to(dtype), self.down.to(dtype)
         if self.mid is not None:
             with full_precision(down.device):
                 down = torch.einsum("mn...,nj->mj...", self.mid.to(dtype), as_matrix(down))
-        return LoRA(up, down, fixed_scale=self.scale)
+        return up, down
 
     def rows(self, start: int, stop: int) -> "LoRA":
         return replace(self, up=self.up[start:stop])

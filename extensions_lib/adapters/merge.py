@@ -1,4 +1,4 @@
-"""Several networks on one weight, in one computation.
+"""Several networks on one weight, in one computation; and many weights, each with its networks.
 
 The low-rank factors are put side by side on the rank axis, so that any number of them costs one
 `addmm` over the weight: W' = W + [m1 U1 | m2 U2 | ...] @ [D1; D2; ...]; the other kinds add theirs
@@ -7,7 +7,7 @@ to that in turn. Everything is computed in fp32 from the clean weight and rounde
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,19 @@ from extensions_lib.adapters.products import PIECE, plus_product
 
 Stack = Sequence[tuple[Adapter, float]]
 
+# Where many small computations take longer to start than to do, and how many elements of weights
+# go through fp32 together there (128 MB).
+SLOW_TO_START = ("cuda",)
+TOGETHER = 1 << 25
+
+
+class Merge(NamedTuple):
+    """A weight to be made: `out` becomes what `stack` makes of the clean `base`."""
+
+    out: Tensor
+    base: Tensor
+    stack: Stack
+
 
 def merged(
     base: Tensor, stack: Stack, *, out: Tensor | None = None, in_order: bool = False
@@ -39,7 +52,7 @@ def merged(
 
     Raises AdapterError where an adapter does not fit; `out` is then untouched.
     """
-    stack = [each for each in stack if each[1] != 0 and each[0].changes_weight]
+    stack = _counting(stack)
     if not in_order and len(stack) > 1:
         stack = canonical_order(stack)
     with full_precision(base.device):
@@ -49,6 +62,83 @@ def merged(
         with torch.no_grad():
             _sum_into(out, base, _changes(base, stack))
             return out
+
+
+def better_together(weight: Tensor) -> bool:
+    """Whether `merge_each` has weights like this share the passes to fp32 and back."""
+    halves = weight.dtype in (torch.float16, torch.bfloat16)
+    return halves and weight.device.type in SLOW_TO_START and weight.is_contiguous()
+
+
+def merge_each(merges: Sequence[Merge]) -> None:
+    """`merged(base, stack, out=out, in_order=True)` of each, to the bit.
+
+    On a GPU it takes as long to start a computation as to do it on a small layer. There, weights of
+    16 bits go to fp32 and back in one go, as many as TOGETHER has room for (one, if larger).
+    Raises AdapterError where one does not fit; some may be done by then.
+    """
+    some: list[Merge] = []
+    size = 0
+    for each in merges:
+        joins = better_together(each.base) and better_together(each.out)
+        if not joins or each.base.dtype != each.out.dtype:
+            merged(each.base, each.stack, out=each.out, in_order=True)
+            continue
+        alike = some and _sort(each.base) == _sort(some[0].base)
+        if some and not (alike and size + each.base.numel() <= TOGETHER):
+            _merge_together(some)
+            some, size = [], 0
+        some.append(each)
+        size += each.base.numel()
+    if some:
+        _merge_together(some)
+
+
+def _sort(weight: Tensor) -> tuple[torch.device, torch.dtype]:
+    return weight.device, weight.dtype
+
+
+@torch.no_grad()
+def _merge_together(merges: Sequence[Merge]) -> None:
+    """Weights in one memory of fp32, where each is computed; with doubles for factors, alone."""
+    device = merges[0].base.device
+    with full_precision(device):
+        gathered = [(each, _gathered(each.base, _counting(each.stack))) for each in merges]
+        ready = [(each, found) for each, found in gathered if found.dtype == torch.float32]
+        for each, found in gathered:
+            if found.dtype != torch.float32:
+                _sum_into(each.out, each.base, _joined(found))
+        if not ready:
+            return
+        bases, outs = [each.base for each, _ in ready], [each.out for each, _ in ready]
+        clean = _room(bases, device)
+        torch._foreach_copy_(clean, bases)
+        dense = [base for base, (_, found) in zip(clean, ready, strict=True) if found.dense]
+        # What is no product of thin factors may need the clean weight to the end.
+        totals = iter(_room(dense, device) if dense else ())
+        pairs = zip(clean, ready, strict=True)
+        sums = [next(totals) if found.dense else base for base, (_, found) in pairs]
+        changed = _joined_each([found for _, found in ready])
+        for base, total, changes in zip(clean, sums, changed, strict=True):
+            if total is base and changes.factors is not None:
+                rows = as_rows(base)
+                plus_product(rows, *changes.factors, rows)
+            elif total is not base:
+                _summed(base, changes, total)
+        torch._foreach_copy_(outs, sums)
+
+
+def _room(like: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """fp32 tensors of these shapes, in one memory."""
+    sizes = [each.numel() for each in like]
+    memory = torch.empty(sum(sizes), dtype=torch.float32, device=device)
+    parts = zip(memory.split(sizes), like, strict=True)
+    return [part.view(each.shape) for part, each in parts]
+
+
+def _counting(stack: Stack) -> list[tuple[Adapter, float]]:
+    """Those that change the weight."""
+    return [each for each in stack if each[1] != 0 and each[0].changes_weight]
 
 
 def canonical_order(stack: Stack) -> list[tuple[Adapter, float]]:
@@ -68,24 +158,56 @@ class Changes(NamedTuple):
     dtype: torch.dtype
 
 
-def _changes(base: Tensor, stack: Stack) -> Changes:
+class Gathered(NamedTuple):
+    """Low-rank adapters as their factors, the others as they are, and the dtype of their sum."""
+
+    factors: Sequence[LowRank]
+    dense: Sequence[tuple[Adapter, float]]
+    dtype: torch.dtype
+
+
+def _gathered(base: Tensor, stack: Stack) -> Gathered:
     """What is to be added; an adapter that does not fit raises here, before anything is written."""
     factors: list[LowRank] = []
     dense: list[tuple[Adapter, float]] = []
     for adapter, multiplier in stack:
-        adapter.check_fit(base.shape)
         each = adapter.low_rank(base.shape)
         if each is not None:
             up, down = each.up.to(base.device), each.down.to(base.device)
             factors.append(LowRank(up, down, each.scale * multiplier))
         else:
+            adapter.check_fit(base.shape)
             dense.append((adapter.to(base.device), multiplier))
     held = [tensor for adapter, _ in dense for tensor in adapter.parameters().values()]
-    dtype = working_dtype(base, *held, *(each.down for each in factors))
+    return Gathered(factors, dense, working_dtype(base, *held, *(each.down for each in factors)))
+
+
+def _joined(gathered: Gathered) -> Changes:
+    """The factors as one pair, the others plain, in the dtype of the sum."""
+    factors, dense, dtype = gathered
     one = factors[0] if len(factors) == 1 else _side_by_side(factors) if factors else None
     if one is not None:
         one = LowRank(one.up.to(dtype), one.down.to(dtype), one.scale)
     return Changes(one, [(adapter.plain(dtype), m) for adapter, m in dense], dtype)
+
+
+def _joined_each(every: Sequence[Gathered]) -> Iterator[Changes]:
+    """`_joined` of each, all of fp32; what factors are multiplied by is done in one go."""
+    several = [each for each in every if len(each.factors) > 1]
+    ups = [pair.up for each in several for pair in each.factors]
+    scales = [pair.scale for each in several for pair in each.factors]
+    scaled = iter(torch._foreach_mul(ups, scales) if ups else ())
+    for each in every:
+        if len(each.factors) > 1:
+            pairs = [(next(scaled), pair.down) for pair in each.factors]
+            one = LowRank(torch.cat([u for u, _ in pairs], 1), torch.cat([d for _, d in pairs]), 1)
+            each = each._replace(factors=[one])
+        yield _joined(each)
+
+
+def _changes(base: Tensor, stack: Stack) -> Changes:
+    """What is to be added, as it is computed with."""
+    return _joined(_gathered(base, stack))
 
 
 def _side_by_side(factors: Sequence[LowRank]) -> LowRank:

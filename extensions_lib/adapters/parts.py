@@ -65,16 +65,18 @@ class OfParts(Adapter):
     def cast(self: Self, dtype: torch.dtype) -> Self:
         """The same with its tensors in `dtype`; itself if they are."""
         held = self._held()
-        if all(tensor.dtype == dtype for tensor in held.values()):
+        if {tensor.dtype for tensor in held.values()} <= {dtype}:
             return self
         return self._with({name: tensor.to(dtype) for name, tensor in held.items()})
 
     def to(self: Self, device: torch.device | str) -> Self:
         device = torch.device(device)
         held = self._held()
-        if all(tensor.device == device for tensor in held.values()):
+        if {tensor.device for tensor in held.values()} <= {device}:
             return self
-        return self._with({name: tensor.to(device) for name, tensor in held.items()})
+        # To a GPU: what the CPU does for one tensor overlaps with the copy of another.
+        alone = device.type == "cuda"
+        return self._with({n: each.to(device, non_blocking=alone) for n, each in held.items()})
 
     def _with(self: Self, tensors: Mapping[str, Tensor]) -> Self:
         changed: Self = replace(cast(Any, self), **tensors)
@@ -82,8 +84,7 @@ class OfParts(Adapter):
 
     def _held(self) -> dict[str, Tensor]:
         """Its tensors by field."""
-        held = ((field.name, getattr(self, field.name)) for field in _fields(self))
-        return {name: value for name, value in held if torch.is_tensor(value)}
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def parameters(self) -> dict[str, Tensor]:
         return {self.PARTS[name]: value for name, value in self._held().items()}

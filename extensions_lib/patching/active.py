@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from extensions_lib.patching.attach import Attached, Buffers, Recipe, write
+from extensions_lib.adapters.merge import TOGETHER, Merge, better_together, merge_each
+from extensions_lib.patching.attach import Attached, Buffers, Recipe, parts_of, write
 from extensions_lib.patching.by_group import ByGroup, Kept
 from extensions_lib.patching.layout import Groups, Layout, Model
 from extensions_lib.patching.plan import Planner
@@ -168,8 +169,24 @@ class ActiveSet:
 
     def _change_to(self, wanted: Sequence[Wanted], layout: Layout) -> tuple[int, list[str]]:
         changed = self._make_room(layout)
+        self._room.begin()
+        some: list[tuple[Attached, Recipe]] = []
+        size = 0
         for recipe in layout.recipes.values():
-            changed += self._attach(recipe)
+            attached = self._begun(recipe)
+            if attached is None:
+                continue
+            changed += 1
+            if attached.signature == recipe.signature:
+                self._put_in(attached)
+                continue
+            some.append((attached, recipe))
+            size += attached.stand_in.numel()
+            # One by one where nothing is gained by more: then each finds the room of those before.
+            if not better_together(attached.stand_in) or size >= TOGETHER:
+                self._write(some)
+                some, size = [], 0
+        self._write(some)
         changed += self._unmerged.bring(layout)
         if layout.recipes or layout.groups:
             self._buffers.empty()
@@ -185,36 +202,51 @@ class ActiveSet:
             self._buffers.give(self._parked.pop(place).stand_in)
         return len(gone) + self._unmerged.take_out_others(layout)
 
-    def _attach(self, recipe: Recipe) -> bool:
-        """Bring one parameter to its recipe; whether there was anything to do."""
+    def _begun(self, recipe: Recipe) -> Attached | None:
+        """The parameter that is to become what the recipe says, None where it is that.
+
+        One that only has to go into its module has the recipe's signature.
+        """
         attached = self._attached.get(recipe.place)
-        if attached is not None and attached.signature == recipe.signature:
-            return False
+        if attached is not None:
+            if attached.signature == recipe.signature:
+                return None
+            attached.follow()
+            attached.signature = []
+            return attached
         parked = self._parked.pop(recipe.place, None)
-        if parked is not None and parked.signature == recipe.signature and parked.still_true():
-            self._put_in(parked)
-            return True
         if parked is not None:
+            if parked.signature == recipe.signature and parked.still_true():
+                return parked
             self._buffers.give(parked.stand_in)
-        if attached is None:
-            self._put_in(self._merged(recipe))
-            return True
-        attached.follow()
-        write(attached.stand_in, attached.base, recipe)
-        attached.signature = recipe.signature
-        return True
+        return self._new(recipe)
+
+    def _write(self, some: Sequence[tuple[Attached, Recipe]]) -> None:
+        """Computes merged weights, and puts those into their modules that are new."""
+        merges: list[Merge] = []
+        for attached, recipe in some:
+            merges += parts_of(attached.stand_in, attached.base, recipe)
+        merge_each(merges)
+        for attached, recipe in some:
+            attached.signature = recipe.signature
+            if attached.place not in self._attached:
+                self._put_in(attached)
 
     def _put_in(self, attached: Attached) -> None:
         self._attached[attached.place] = attached
         attached.put_in()
         self._room.settle(attached)
 
-    def _merged(self, recipe: Recipe) -> Attached:
-        """A merged weight, not yet in its module, where the original lies."""
+    def _new(self, recipe: Recipe) -> Attached:
+        """A parameter and memory for its merged weight, not yet in its module."""
         original, absent = recipe.original()
         stand_in = self._buffers.take(original)
-        attached = Attached(recipe.module, recipe.name, original, stand_in, absent=absent)
-        write(stand_in, attached.base, recipe)
+        return Attached(recipe.module, recipe.name, original, stand_in, absent=absent)
+
+    def _merged(self, recipe: Recipe) -> Attached:
+        """A merged weight, not yet in its module, where the original lies."""
+        attached = self._new(recipe)
+        write(attached.stand_in, attached.base, recipe)
         attached.signature = recipe.signature
         return attached
 

@@ -4,7 +4,7 @@ The base is never written to. A merged weight is a Parameter of its own: attachi
 into the module, detaching puts the very same original object back.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from extensions_lib.adapters.base import Adapter
-from extensions_lib.adapters.merge import merged
+from extensions_lib.adapters.merge import Merge, merge_each
 
 # First row and end of a part of a weight: all of it, or q, k or v of a fused attention weight.
 Rows = tuple[int, int]
@@ -84,7 +84,9 @@ class Attached:
         if better is None and not self.aside:
             return self.original
         there = self.stand_in
-        return better.to(there.device) if better is not None else self.original.to(there)
+        if better is not None:
+            return better.to(there.device)
+        return self.original.to(there, non_blocking=self.original.is_pinned())
 
     def put_in(self) -> None:
         self.module._parameters[self.name] = self.stand_in
@@ -109,7 +111,8 @@ class Attached:
         One that was set aside takes over the stand-in's memory, so that none is needed.
         """
         if self.aside:
-            self.original.data = self.stand_in.data.copy_(self.original.data)
+            waiting = self.original.data
+            self.original.data = self.stand_in.data.copy_(waiting, non_blocking=waiting.is_pinned())
             self.aside = False
             return False
         self.follow()
@@ -184,6 +187,11 @@ class Buffers:
 
 def write(out: Tensor, base: Tensor, recipe: Recipe) -> None:
     """Compute the merged weight of `base` into `out`; rows that no stack names are copied."""
+    merge_each(list(parts_of(out, base, recipe)))
+
+
+def parts_of(out: Tensor, base: Tensor, recipe: Recipe) -> Iterator[Merge]:
+    """What `write` has to compute, the rows that no stack names being copied on the way."""
     if recipe.transposed:
         out, base = out.t(), base.t()
     done = 0
@@ -193,7 +201,10 @@ def write(out: Tensor, base: Tensor, recipe: Recipe) -> None:
         if done < start:
             out[done:start].copy_(base[done:start])
         stack = recipe.stacks[start, stop]
-        merged(base[start:stop], stack, out=out[start:stop], in_order=True)
+        if start == 0 and stop == len(base):
+            yield Merge(out, base, stack)
+        else:
+            yield Merge(out[start:stop], base[start:stop], stack)
         done = stop
     if done < len(base):
         out[done:].copy_(base[done:])

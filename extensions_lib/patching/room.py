@@ -29,8 +29,11 @@ def spare(device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return free + unused - min(RESERVE, total // 4)
+    known = torch.cuda.memory_stats(device)
+    unused = known.get("reserved_bytes.all.current", 0) - known.get(
+        "allocated_bytes.all.current", 0
+    )
+    return int(free + unused - min(RESERVE, total // 4))
 
 
 def pinned(tensor: Tensor) -> Tensor:
@@ -54,12 +57,17 @@ class Room:
     ) -> None:
         self._limit, self._spare, self._aside = limit, spare, aside
         self._here = 0
+        self._known: dict[torch.device, int] = {}  # at least so much is there now
+
+    def begin(self) -> None:
+        """A change of the set begins: what was known of the device's memory may be out of date."""
+        self._known.clear()
 
     def settle(self, attached: Attached) -> None:
         """Leaves a new one's original where it is, or takes it to host memory."""
         if attached.absent or attached.original.is_inference():
             return  # not the model's own; or torch could not tell any more whether it changes
-        size, there = attached.original.nbytes, self._spare(attached.original.device)
+        size, there = attached.original.nbytes, self._there(attached.original)
         if there is None:
             return
         limit = self._limit()
@@ -68,6 +76,22 @@ class Room:
             attached.counted = size
         else:
             attached.set_aside(self._aside)
+            self._known.clear()
+
+    def _there(self, original: Tensor) -> int | None:
+        """What the device can spare, at least: it takes longer to ask than to merge a layer.
+
+        Since it was last asked, no more than a merged weight for each original has taken of it.
+        """
+        device = original.device
+        there = self._known.get(device, 0) - original.nbytes
+        if there < 0 or device not in self._known:
+            asked = self._spare(device)
+            if asked is None:
+                return None
+            there = asked
+        self._known[device] = there
+        return there
 
     def leave(self, attached: Attached) -> None:
         """One that is no longer in force."""

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from extensions_lib.adapters import merge as merge_module
 from extensions_lib.adapters import merged
-from extensions_lib.patching import ActiveSet, Wanted, attach
+from extensions_lib.patching import ActiveSet, Wanted
 from extensions_lib.patching.wanted import combined
 from tests.adapters.factors import random_lora
 from tests.patching.standin import Bits, Net, StandIn, network
@@ -42,7 +43,7 @@ class Failing:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.left = 0
-        patch.setattr(attach, "merged", self)
+        patch.setattr(merge_module, "merged", self)
 
     def __call__(self, base: torch.Tensor, stack: object, **rest: object) -> torch.Tensor:
         self.left -= 1
@@ -182,7 +183,7 @@ def count_merges(patch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         calls.append(tuple(base.shape))
         return merged(base, *args, **rest)
 
-    patch.setattr(attach, "merged", counted)
+    patch.setattr(merge_module, "merged", counted)
     return calls
 
 
@@ -318,7 +319,7 @@ def test_any_exception_puts_all_back(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(attach, "merged", interrupted)
+        patch.setattr(merge_module, "merged", interrupted)
         with pytest.raises(KeyboardInterrupt):
             active.apply([Wanted(NETS[1])])
     assert before.untouched()

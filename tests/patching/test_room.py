@@ -159,6 +159,25 @@ def test_originals_that_are_aside_follow_a_model_that_the_host_converts() -> Non
         assert torch.equal(parameter, before.values[name].half())
 
 
+def test_a_device_with_room_is_asked_once_for_a_set() -> None:
+    """And anew for the next, since a picture has been made in between."""
+    model = StandIn()
+    answers = [100 * ALL, -1, -1, 100 * ALL]
+    asked: list[int] = []
+
+    def spare(_: torch.device) -> int:
+        asked.append(1)
+        return answers[min(len(asked), len(answers)) - 1]
+
+    active = ActiveSet(model, Room(lambda: None, spare, lambda tensor: tensor.clone()))
+    active.apply([Wanted(NETS[2])])
+    assert len(asked) == 1 and not waiting(active)
+    active.clear()
+    active.apply([Wanted(NETS[0])])
+    assert len(asked) == 4 and len(waiting(active)) == 2
+    active.release()
+
+
 def test_a_cpu_has_no_other_memory() -> None:
     assert spare(torch.device("cpu")) is None
     model = StandIn()

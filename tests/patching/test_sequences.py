@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from extensions_lib.adapters import Full
+from extensions_lib.adapters import Full, merge
 from extensions_lib.patching import ActiveSet, Course, Shares, Wanted, attach
 from extensions_lib.patching.room import Room
 from tests.adapters.cases import CASES
@@ -344,7 +344,7 @@ def injected(how: str, after: int) -> Iterator[Injection]:
     injection = Injection(after)
     with pytest.MonkeyPatch.context() as patch:
         if how == "merge":
-            patch.setattr(attach, "merged", injection.around(attach.merged, spoil=True))
+            patch.setattr(merge, "merged", injection.around(merge.merged, spoil=True))
         elif how == "allocation":
             patch.setattr(attach.Buffers, "take", injection.around(attach.Buffers.take))
         elif how == "device":
