@@ -1,13 +1,14 @@
 """How long it takes to put networks on a model, change them and take them off again.
 
-A full-size SD1.5 UNet and CLIP-L text encoder with random weights (fp32, CPU) and rank-32 LoRAs on
-264 layers, measured against diffusers' fuse path, and against two bounds, all in the same rounds:
+A full-size SD1.5 UNet and CLIP-L text encoder with random weights (fp32; on a GPU fp16, as are the
+factors of the bounds) and rank-32 LoRAs on 264 layers, measured against diffusers' fuse path, and
+against two bounds, all in the same rounds:
 
 copy   the touched bytes once into memory that is there
 addmm  `torch.addmm(W, U, D, out=W2)` once over the same tensors; for five networks U and D already
        concatenated. "fresh": into memory that is not there yet, as a first application needs it
 
-    python tests/benchmarks/bench_apply.py [--threads N] [--repeat N] [--small]
+    python tests/benchmarks/bench_apply.py [--device cuda] [--threads N] [--repeat N] [--small]
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 
 from extensions_lib.adapters import LoRA
 from extensions_lib.patching import ActiveSet, Wanted
+from tests.benchmarks.devices import Device
 from tests.benchmarks.timing import Clock
 
 ATTENTION = (".to_q", ".to_k", ".to_v", ".to_out.0", ".q_proj", ".k_proj", ".v_proj", ".out_proj")
@@ -90,7 +92,8 @@ def networks(model: Model, count: int, rank: int) -> list[Network]:
     for index in range(count):
         adapters = {}
         for name, weight in zip(model.layers, model.weights(), strict=True):
-            lora = LoRA.fresh(weight.shape, rank, float(rank))
+            with weight.device:
+                lora = LoRA.fresh(weight.shape, rank, float(rank))
             lora.up.normal_(0, 0.01)
             adapters[name] = lora
         made.append(Network(f"n{index}", f"n{index}", adapters))
@@ -126,10 +129,10 @@ def measure_bounds(
     def factors(chosen: Sequence[Network]) -> list[tuple[Tensor, Tensor]]:
         return [
             (
-                torch.cat([net.adapters[name].up.flatten(1) for net in chosen], 1),
-                torch.cat([net.adapters[name].down.flatten(1) for net in chosen]),
+                torch.cat([net.adapters[name].up.flatten(1) for net in chosen], 1).to(weight),
+                torch.cat([net.adapters[name].down.flatten(1) for net in chosen]).to(weight),
             )
-            for name in model.layers
+            for name, weight in zip(model.layers, base, strict=True)
         ]
 
     def copy() -> None:
@@ -211,7 +214,8 @@ def measure_forward(model: Model, net: Network, rounds: int, clock: Clock) -> No
     """The UNet with a network in force and without, in turns."""
     size = 32
     width = int(model.unet.config.cross_attention_dim)  # type: ignore[union-attr, arg-type]
-    inputs = torch.randn(1, 4, size, size), torch.tensor([500]), torch.randn(1, 77, width)
+    drawn = torch.randn(1, 4, size, size), torch.tensor([500]), torch.randn(1, 77, width)
+    inputs = [each.to(next(model.unet.parameters())) for each in drawn]
     active = ActiveSet(model)
     for turn in range(rounds + 1):
         wanted = [Wanted(net, 0.8, 0.8)]
@@ -265,6 +269,7 @@ def table(clock: Clock) -> None:
 @torch.no_grad()
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench apply", description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeat", type=int, default=5, help="rounds (default 5)")
     parser.add_argument("--rank", type=int, default=32)
@@ -275,17 +280,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.manual_seed(0)
     warnings.filterwarnings("ignore")
 
+    device = Device(options.device)
     model = build(options.small)
+    for part in (model.unet, model.text):
+        part.to(device.at, torch.float16 if device.cuda else torch.float32)
     nets = networks(model, 5, options.rank)
     touched = sum(weight.nbytes for weight in model.weights())
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "diffusers")]
-    clock = Clock()
+    clock = Clock(settle=device.settle)
 
     before = resident()
     active = ActiveSet(model)
     active.apply([Wanted(net) for net in nets])
     grown = resident() - before
     active.release()
+    device.settle()
 
     measure_forward(model, nets[0], 2 * options.repeat, clock)
     into = [torch.zeros_like(weight.flatten(1)) for weight in model.weights()]
@@ -305,7 +314,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         gc.collect()
 
     print(f"{', '.join(versions)}; {options.threads} threads, medians of {options.repeat} rounds")
-    print(f"{len(model.layers)} layers, {touched / 4e6:.0f} M weights, {touched / MB:.0f} MB fp32,")
+    count = sum(weight.numel() for weight in model.weights())
+    print(
+        f"{len(model.layers)} layers, {count / 1e6:.0f} M weights, {touched / MB:.0f} MB, {device},"
+    )
     print(f"five networks of rank {options.rank}")
     table(clock)
     print(f"\nmemory added: {added / MB:.0f} MB = {added / touched:.3f} x the touched bytes")

@@ -15,16 +15,20 @@ class Clock:
     """Seconds by name, one entry a round.
 
     cpu: of this process alone, for a busy machine; right where the work has one thread.
+    settle: waits for a device, so that a time has in it what the work left to that.
     """
 
-    def __init__(self, *, cpu: bool = False) -> None:
+    def __init__(self, *, cpu: bool = False, settle: Callable[[], object] = lambda: None) -> None:
         self.times: dict[str, list[float]] = {}
+        self._settle = settle
         self._now = time.process_time if cpu else time.perf_counter
 
     def __call__(self, name: str, work: Callable[[], Result]) -> Result:
         """Times the work and gives what it gives."""
+        self._settle()
         start = self._now()
         made = work()
+        self._settle()
         self.times.setdefault(name, []).append(self._now() - start)
         return made
 
