@@ -2,6 +2,7 @@
 
 import threading
 
+import torch
 from modules import script_callbacks
 from probe_training import train
 
@@ -44,9 +45,19 @@ def _train(asked: dict) -> dict:
     return train(WebUITurns(webui.host()), webui.session(), asked)
 
 
+def _encode(asked: dict) -> dict:
+    with WebUITurns(webui.host()).turn() as model:
+        mean, deviation = model.encode_pictures(torch.zeros(1, 3, asked["side"], asked["side"]))
+        return {
+            "device": mean.device.type,
+            "finite": bool(torch.isfinite(mean).all() & torch.isfinite(deviation).all()),
+        }
+
+
 def _routes(_: object, app) -> None:
     app.add_api_route("/probe/pictures", _pictures, methods=["POST"])
     app.add_api_route("/probe/held", _held, methods=["GET"])
+    app.add_api_route("/probe/encode", _encode, methods=["POST"])
     app.add_api_route("/probe/train", _train, methods=["POST"])
 
 

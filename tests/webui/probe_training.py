@@ -64,7 +64,7 @@ def train(turns, session, asked: dict) -> dict:
         agrees = _agrees(model) if asked.get("compare") else {}
         recipe = _recipe(model, asked)
         start = {name: tensor.detach().clone() for name, tensor in recipe.tensors().items()}
-        loop = Loop(recipe, Fixed(asked["side"]), LoopOptions(learning_rate=asked["rate"]))
+        loop = _loop(recipe, model.loaded, asked)
         checkpointing = Checkpointing(loaded) if asked.get("checkpointing") else None
     losses, failed = [], None
     for number in range(asked["steps"]):
@@ -107,6 +107,19 @@ def train(turns, session, asked: dict) -> dict:
     }
 
 
+def _loop(recipe, loaded, asked: dict) -> Loop:
+    """As a run makes it: in the model's own precision, small gradients of fp16 kept."""
+    half = loaded.dtype in (torch.float16, torch.bfloat16)
+    return Loop(
+        recipe,
+        Fixed(asked["side"]),
+        LoopOptions(learning_rate=asked["rate"]),
+        precision=loaded.dtype if half else None,
+        device=loaded.device.type,
+        scaled=loaded.dtype == torch.float16 and loaded.device.type == "cuda",
+    )
+
+
 def _words(sd_model) -> list[str]:
     """The embeddings that prompts may name."""
     databases = databases_of(sd_model)
@@ -118,7 +131,8 @@ def _bits(loaded) -> str:
     for root in (loaded.unet, *loaded.text_encoders, loaded.vae):
         for name, tensor in root.state_dict().items():
             digest.update(name.encode())
-            digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
+            held = tensor.detach().contiguous().cpu()
+            digest.update(held.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -137,7 +151,7 @@ def _traces(loaded) -> list[int]:
 def _agrees(model) -> dict[str, float]:
     """How far what training sees is from what the WebUI itself computes."""
     sd_model, loaded = model.sd_model, model.loaded
-    long = ", ".join([PROMPT] * 30)
+    long, device = ", ".join([PROMPT] * 30), loaded.device
     with torch.no_grad():
         texts, pooled = [], []
         for prompt, skip in ((PROMPT, 1), (PROMPT, 2), (long, 1)):
@@ -150,16 +164,16 @@ def _agrees(model) -> dict[str, float]:
                 pooled.append(float((ours.pooled - vector).abs().max()))
         cut = model.encode_text([long], chunks=1).states
         generator = torch.Generator().manual_seed(1)
-        noisy = torch.randn(2, 4, 16, 16, generator=generator)
-        steps = torch.tensor([37, 801])
+        noisy = torch.randn(2, 4, 16, 16, generator=generator).to(device)
+        steps = torch.tensor([37, 801], device=device)
         words = [PROMPT, "a square"]
         answer = model.predict(noisy, steps, model.encode_text(words))
         pixels = torch.rand(1, 3, 64, 64, generator=generator) * 2 - 1
         mean, deviation = model.encode_pictures(pixels)
         torch.manual_seed(4)
-        theirs = _encoded(sd_model, pixels)
+        theirs = _encoded(sd_model, pixels).to(mean)
         torch.manual_seed(4)
-        drawn = torch.randn(mean.shape)
+        drawn = torch.randn(mean.shape).to(mean)
         return {
             "texts": max(texts),
             "pooled": max(pooled, default=0.0),
@@ -182,13 +196,21 @@ def _clip_skip(sd_model, skip: int):
     return nullcontext()
 
 
+def _as_in_an_order(sd_model):
+    """What AUTOMATIC1111's WebUI makes its pictures in: autocast, on a GPU."""
+    from modules import devices
+
+    return nullcontext() if hasattr(sd_model, "forge_objects") else devices.autocast()
+
+
 def _told(sd_model, words: list[str], side: int = 128) -> dict:
     """What the WebUI tells its UNet of these words, and for SDXL of a picture of this size."""
     from modules.prompt_parser import SdConditioning
 
     # one by one: emphasis takes the mean of all that are encoded together
     each = [SdConditioning([word], width=side, height=side) for word in words]
-    told = [sd_model.get_learned_conditioning(one) for one in each]
+    with _as_in_an_order(sd_model):
+        told = [sd_model.get_learned_conditioning(one) for one in each]
     told = [one if isinstance(one, dict) else {"crossattn": one} for one in told]
     return {key: torch.cat([one[key] for one in told]) for key in told[0]}
 
@@ -210,4 +232,7 @@ def _answered(sd_model, noisy, steps, words: list[str]):
 def _encoded(sd_model, pixels):
     if hasattr(sd_model, "forge_objects"):
         return sd_model.encode_first_stage(pixels)
-    return sd_model.get_first_stage_encoding(sd_model.encode_first_stage(pixels))
+    from modules import devices
+
+    given = pixels.to(devices.device, devices.dtype_vae)
+    return sd_model.get_first_stage_encoding(sd_model.encode_first_stage(given))

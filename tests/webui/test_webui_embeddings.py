@@ -13,7 +13,7 @@ from extensions_lib.files.hashes import sha256_file
 from extensions_lib.hosts.standalone.text import tokens
 from extensions_lib.prompts.infotext import read_hashes, read_infotext
 from tests.hyper import hyper_file
-from tests.webui.conftest import HOST, WebUI, furthest
+from tests.webui.conftest import HOST, WebUI, furthest, limit
 
 pytestmark = [pytest.mark.webui, pytest.mark.slow]
 
@@ -36,7 +36,7 @@ def put(path: Path, table: torch.Tensor, words: str) -> Path:
 
 
 def alike(one: np.ndarray, other: np.ndarray) -> bool:
-    return furthest(one, other) <= 1
+    return furthest(one, other) <= limit(1, half=2)
 
 
 def test_a_file_that_appears_and_is_replaced(webui: WebUI, data: Path, table: torch.Tensor) -> None:

@@ -27,9 +27,19 @@ from tests.webui.checkpoints import (
     small_checkpoint,
     write_config,
 )
-from tests.webui.conftest import HOST, ORDERS, PROMPT, ROOT, SIZE, WebUI, furthest
+from tests.webui.conftest import (
+    HOST,
+    NEAR,
+    ORDERS,
+    PROMPT,
+    ROOT,
+    SIZE,
+    WebUI,
+    furthest,
+    limit,
+)
 from tests.webui.test_webui_per_picture import CLOSE, check
-from tests.webui.test_webui_training import left_clean
+from tests.webui.test_webui_training import ROUNDED, left_clean
 from tests.webui.test_webui_training_tab import ROUTE, order, over, until
 from tests.webui.ways import API_ONLY, Picture, Runs, options, picture
 
@@ -167,7 +177,7 @@ def webui(runs: Runs, ours: Pictures) -> WebUI:
 def test_pictures_equal_the_builtin_handlers(builtin: Pictures, ours: Pictures, name: str) -> None:
     plain = builtin["SD2 plain" if name.startswith("SD2") else "plain"][0]
     pairs = list(zip(ours[name], builtin[name], strict=True))
-    assert max(furthest(one, other) for one, other in pairs) <= (0 if "plain" in name else 2)
+    assert max(furthest(one, other) for one, other in pairs) <= (0 if "plain" in name else NEAR)
     same_size = [each for each in ours[name] if each.shape == plain.shape]
     if not name.endswith("plain") and same_size:
         assert min(furthest(each, plain) for each in same_size) > 10
@@ -204,7 +214,7 @@ def test_each_text_encoder_has_its_part(webui: WebUI, folder: Path, ours: Pictur
         assert furthest(made, ours["plain"][0]) > 2
         assert furthest(made, ours["one"][0]) > 2
     tags = "".join(f"<lora:star-{name}:0.8>" for name in parts)
-    assert furthest(picture(webui, f"{PROMPT} {tags}"), ours["one"][0]) <= 2
+    assert furthest(picture(webui, f"{PROMPT} {tags}"), ours["one"][0]) <= NEAR
 
 
 def test_weights_over_the_steps_and_by_block(webui: WebUI, ours: Pictures) -> None:
@@ -214,7 +224,7 @@ def test_weights_over_the_steps_and_by_block(webui: WebUI, ours: Pictures) -> No
     middle = picture(webui, f"{PROMPT} <lora:star:0:0.8:in=0:out=0>")
     assert furthest(middle, whole) > 0 and furthest(middle, plain) > 0
     same = picture(webui, f"{PROMPT} <lora:star:0:0.8:lbw=ALL>")
-    assert furthest(same, whole) <= 2
+    assert furthest(same, whole) <= NEAR
 
 
 def test_each_picture_of_a_batch_has_its_own_networks(webui: WebUI) -> None:
@@ -229,7 +239,7 @@ def test_each_picture_of_a_batch_has_its_own_networks(webui: WebUI) -> None:
 
 
 def test_an_embedding_is_what_its_vectors_mean(webui: WebUI, ours: Pictures) -> None:
-    assert furthest(picture(webui, f"{WORDS}, {PROMPT}"), ours["embedding"][0]) <= 1
+    assert furthest(picture(webui, f"{WORDS}, {PROMPT}"), ours["embedding"][0]) <= limit(1, half=2)
 
 
 def test_an_embedding_that_appears_and_goes(webui: WebUI, folder: Path) -> None:
@@ -238,7 +248,7 @@ def test_an_embedding_that_appears_and_goes(webui: WebUI, folder: Path) -> None:
     assert furthest(before, meant) > 2
     path = folder / "embeddings" / "sub" / "snark.safetensors"
     _word(folder / "models" / "Stable-diffusion" / XL, path, "red square")
-    assert furthest(picture(webui, f"snark, {PROMPT}"), meant) <= 1
+    assert furthest(picture(webui, f"snark, {PROMPT}"), meant) <= limit(1, half=2)
     assert "TI hashes" in webui.infotext()
     path.unlink()
     assert furthest(picture(webui, f"snark, {PROMPT}"), before) == 0
@@ -267,7 +277,8 @@ def test_training_sees_what_the_webui_sees(webui: WebUI) -> None:
     asked = {"rank": 4, "steps": 0, "rate": 1e-3, "side": SIZE[HOST] // 8, "compare": True}
     seen = webui.call("/probe/train", asked)["agrees"]
     assert seen["texts"] == 0 and seen["pooled"] == 0
-    assert seen["unet"] <= 1e-4 and seen["vae"] <= 1e-5 and seen["moved"] > 0.1
+    assert seen["unet"] <= limit(1e-4, ROUNDED) and seen["moved"] > 0.1
+    assert seen["vae"] <= limit(1e-5, ROUNDED)
 
 
 def test_steps_leave_the_checkpoint_as_it_was(webui: WebUI, ours: Pictures) -> None:
@@ -297,7 +308,7 @@ def test_what_is_trained_by_rest_acts_here_and_with_the_builtin_handler(
     stems = {key.rpartition("_text_model")[0] or key[:22] for key in load_file(file)}
     assert {"lora_te1", "lora_te2", "lora_unet_input_blocks"} <= stems
     alone = runs(API_ONLY, **BUILTIN)
-    assert furthest(picture(alone, f"{PROMPT} {tag}"), made) <= 2
+    assert furthest(picture(alone, f"{PROMPT} {tag}"), made) <= NEAR
 
 
 # --- a refiner ------------------------------------------------------------------------------------
@@ -318,7 +329,7 @@ def test_networks_go_on_in_a_refiner(runs: Runs, ours: Pictures) -> None:
             # A refiner of another structure that is kept has pictures of its own with the builtin
             # handler, 5 of 255 from those that it has if it is not; ours has the same ones.
             wanted = builtin[1 if name.startswith(REFINERS[-1]) else n]
-            assert furthest(found[n][name], wanted[name]) <= 2, (name, n)
+            assert furthest(found[n][name], wanted[name]) <= NEAR, (name, n)
     for refiner in REFINERS:
         plain, star = expected[f"{refiner} plain"], expected[f"{refiner} star"]
         assert furthest(plain, ours["plain"][0]) > 5

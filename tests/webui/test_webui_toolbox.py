@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.webui.conftest import HOST, PATIENCE, PROMPT, ROOT, SIZE, WebUI
+from tests.webui.conftest import HOST, NEAR, PATIENCE, PROMPT, ROOT, SIZE, WebUI
 from tests.webui.tabs import browsed, opened, shot
 from tests.webui.ways import Runs, picture, running
 
-pytestmark = [pytest.mark.webui, pytest.mark.slow, pytest.mark.browser]
+pytestmark = [pytest.mark.webui, pytest.mark.slow]
 
 ROUTE = "/crucible/toolbox"
 ID = "#crucible-toolbox"
@@ -55,7 +55,7 @@ def test_by_rest_on_the_webuis_own_files(runs: Runs) -> None:
     # the WebUI knows the new file at once, and it does what the two did
     twice = picture(webui, f"{PROMPT} <lora:twice:1>")
     assert not np.array_equal(plain, twice)
-    assert np.abs(twice.astype(int) - star.astype(int)).max() <= 2
+    assert np.abs(twice.astype(int) - star.astype(int)).max() <= NEAR
     with pytest.raises(urllib.error.HTTPError) as caught:
         webui.call(f"{ROUTE}/resize", {"file": "star", "rank": 0})
     assert caught.value.code == 422 and "rank" in json.loads(caught.value.read())["detail"]
@@ -73,6 +73,7 @@ def press(tab: Any, name: str) -> None:
     tab.locator(f"{ID}-{name}-go").click()
 
 
+@pytest.mark.browser
 def test_by_the_tab_from_a_dropped_file_to_a_merge(runs: Runs, page: Any, tmp_path: Path) -> None:
     networks = runs.folder / "models" / "Lora"
     tab = opened(page, "Toolbox", f"{ID}-about-go")

@@ -11,11 +11,22 @@ import pytest
 import torch
 
 from extensions_lib.files.checkpoints import read_checkpoint
-from tests.webui.conftest import HOST, PROMPT, SIZE, WebUI, furthest
+from tests.webui.conftest import DEVICE, HOST, PROMPT, SIZE, WebUI, furthest, limit, start, stop
 
 pytestmark = [pytest.mark.webui, pytest.mark.slow]
 
+# In half precision, of numbers of about 1: what is rounded on the way in, out and in between.
+ROUNDED = 2e-2
 ORDER = {"rank": 4, "steps": 10, "rate": 1e-3, "side": SIZE[HOST] // 8}
+
+
+# A GPU sums gradients in an order of its own each time, and steps carry that on: relative.
+LOOSE = 1e-2
+
+
+def repeated(losses: list[float]) -> Any:
+    """What the same steps come to once more: on a CPU the very same."""
+    return pytest.approx(losses, rel=limit(0, LOOSE), abs=0)
 
 
 def left_clean(told: dict[str, Any]) -> None:
@@ -27,7 +38,8 @@ def left_clean(told: dict[str, Any]) -> None:
 
 def test_it_sees_what_the_webui_sees(webui: WebUI) -> None:
     seen = webui.call("/probe/train", {**ORDER, "steps": 0, "compare": True})["agrees"]
-    assert seen["texts"] == 0 and seen["unet"] <= 1e-5 and seen["vae"] <= 1e-5
+    assert seen["texts"] == 0 and seen["unet"] <= limit(1e-5, ROUNDED)
+    assert seen["vae"] <= limit(1e-5, ROUNDED)
     assert seen["moved"] > 0.1 and seen["vae alone"] > 0
     assert seen["length"] > seen["cut"] == 77
 
@@ -50,7 +62,7 @@ def test_after_a_network_was_in_force(webui: WebUI) -> None:
     with_network = webui.pictures(f"{PROMPT} <lora:star:1>")[0]
     told = webui.call("/probe/train", {**ORDER, "steps": 2})
     again = webui.call("/probe/train", {**ORDER, "steps": 2})
-    assert told["losses"] == again["losses"]
+    assert told["losses"] == repeated(again["losses"])
     left_clean(told)
     assert np.array_equal(webui.pictures(f"{PROMPT} <lora:star:1>")[0], with_network)
 
@@ -58,9 +70,29 @@ def test_after_a_network_was_in_force(webui: WebUI) -> None:
 def test_checkpointing_changes_nothing_but_memory(webui: WebUI) -> None:
     plain = webui.call("/probe/train", {**ORDER, "steps": 3, "conv": 4})
     again = webui.call("/probe/train", {**ORDER, "steps": 3, "conv": 4, "checkpointing": True})
-    assert again["losses"] == pytest.approx(plain["losses"], rel=1e-5)
+    assert again["losses"] == pytest.approx(plain["losses"], rel=limit(1e-5, LOOSE))
     assert again["still"] == []
     left_clean(again)
+
+
+@pytest.mark.skipif(HOST == "Forge", reason="its memory management asks for no flag")
+@pytest.mark.parametrize("flag", ["--medvram", "--lowvram"])
+def test_short_of_memory(webui: WebUI, data: Path, flag: str) -> None:
+    """Parts of the model move in and out of the GPU there, and training has them where it needs."""
+    plain = webui.call("/probe/train", {**ORDER, "steps": 3, "conv": 4})
+    running = start(data, {}, "--nowebui", flag)
+    try:
+        before = running.pictures(PROMPT)[0]
+        for other in ({}, {"checkpointing": True}):
+            told = running.call("/probe/train", {**ORDER, "steps": 3, "conv": 4, **other})
+            assert told["losses"] == pytest.approx(plain["losses"], rel=limit(1e-5, LOOSE))
+            assert told["still"] == []
+            left_clean(told)
+            assert np.array_equal(running.pictures(PROMPT)[0], before)
+        moments = running.call("/probe/encode", {"side": SIZE[HOST]})
+        assert moments["device"] == DEVICE and moments["finite"]
+    finally:
+        stop(running)
 
 
 def test_a_step_that_fails(webui: WebUI) -> None:
@@ -85,7 +117,7 @@ def test_pictures_are_made_between_the_steps(webui: WebUI) -> None:
     working.join()
     assert during[0]
     assert all(np.array_equal(each, expected) for each in made)
-    assert told[0]["losses"] == alone["losses"]
+    assert told[0]["losses"] == repeated(alone["losses"])
     left_clean(told[0])
 
 
@@ -101,7 +133,7 @@ def test_an_embedding_that_is_learnt_can_be_said(webui: WebUI, data: Path) -> No
     assert "TI hashes" in webui.infotext()
     # and in training, its own vectors go before those of the file
     again = webui.call("/probe/train", order)
-    assert again["losses"] == told["losses"]
+    assert again["losses"] == repeated(told["losses"])
     left_clean(again)
     file.unlink()
     assert np.array_equal(webui.pictures(prompt)[0], before)

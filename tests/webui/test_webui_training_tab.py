@@ -17,7 +17,7 @@ from tests.webui.conftest import HOST, PATIENCE, PROMPT, SIZE, WebUI
 from tests.webui.tabs import browsed, opened, shot
 from tests.webui.ways import Runs, options, picture, running
 
-pytestmark = [pytest.mark.webui, pytest.mark.slow, pytest.mark.browser]
+pytestmark = [pytest.mark.webui, pytest.mark.slow]
 
 ROUTE = "/crucible/training"
 STEPS = 30
@@ -134,6 +134,7 @@ def to_training(page: Any) -> Any:
     return opened(page, "Training", "#crucible-training-go")
 
 
+@pytest.mark.browser
 def test_thirty_steps_by_the_tab(runs: Runs, page: Any, lesson: LessonSet) -> None:
     from extensions_lib.training.toml_text import toml_text
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.webui.conftest import HOST, PROMPT, WebUI, furthest
+from tests.webui.conftest import HOST, NEAR, PROMPT, WebUI, furthest
 from tests.webui.ways import (
     ALONE,
     API_ONLY,
@@ -114,7 +114,7 @@ def our_scenes(runs: Runs, builtin_scenes: Scenes) -> Scenes:
 def test_pictures_equal_the_builtin_handlers(
     our_scenes: Scenes, builtin_scenes: Scenes, name: str
 ) -> None:
-    assert furthest(our_scenes[name], builtin_scenes[name]) <= 2
+    assert furthest(our_scenes[name], builtin_scenes[name]) <= NEAR
     if not name.endswith("plain"):
         without = f"{name.rpartition(': ')[0]}: plain" if ":" in name else "plain"
         assert furthest(builtin_scenes[name], builtin_scenes[without]) > 10
@@ -193,7 +193,7 @@ def test_two_users_at_once_get_their_own_pictures(runs: Runs, our_scenes: Scenes
 def test_short_of_memory_and_without_a_page(runs: Runs, builtin_scenes: Scenes, flag: str) -> None:
     webui = runs(API_ONLY, flag)
     for prompt, name in ((STAR, "star"), (HEART, "heart"), (STAR, "star")):
-        assert furthest(picture(webui, prompt), builtin_scenes[name]) <= 2
+        assert furthest(picture(webui, prompt), builtin_scenes[name]) <= NEAR
     assert furthest(picture(webui, PROMPT), builtin_scenes["plain"]) == 0
     picture(webui, f"{PROMPT} <lora:nowhere:1>")
     assert "no network named 'nowhere'" in webui.said()  # it is ours that answers
@@ -201,7 +201,7 @@ def test_short_of_memory_and_without_a_page(runs: Runs, builtin_scenes: Scenes, 
 
 def test_without_the_builtin_extension(runs: Runs, builtin_scenes: Scenes) -> None:
     webui = runs(**ALONE)
-    assert furthest(picture(webui, STAR), builtin_scenes["star"]) <= 2
+    assert furthest(picture(webui, STAR), builtin_scenes["star"]) <= NEAR
     assert furthest(picture(webui, PROMPT), builtin_scenes["plain"]) == 0
     assert {"star", "heart", "broken"} <= {each["name"] for each in webui.call("/sdapi/v1/loras")}
     assert webui.call("/sdapi/v1/refresh-loras", {}) is None
