@@ -415,7 +415,11 @@ def take_over(session: Session) -> None:
             self.lent = False  # whether the builtin one has answered last
 
         def activate(self, p: Any, params_list: Sequence[Any]) -> None:
-            self._lend(p)
+            # An empty prompt is encoded for a checkpoint that was read, be it an order's refiner.
+            if getattr(p, "all_prompts", None) is not None:
+                self._lend(p)
+            elif not self.lent:
+                return
             if self.lent:
                 builtin.activate(p, params_list)
             else:

@@ -326,14 +326,37 @@ def test_networks_go_on_in_a_refiner(runs: Runs, ours: Pictures) -> None:
     expected = builtin[1]
     for n in kept:
         for name in expected:
-            # A refiner of another structure that is kept has pictures of its own with the builtin
-            # handler, 5 of 255 from those that it has if it is not; ours has the same ones.
-            wanted = builtin[1 if name.startswith(REFINERS[-1]) else n]
-            assert furthest(found[n][name], wanted[name]) <= NEAR, (name, n)
+            # The builtin handler loses networks in a refiner that is read into modules of its own,
+            # which is every time where one checkpoint is kept. Ours has the same pictures however
+            # many are kept, and leaves out whole what was made for another structure.
+            as_kept = {REFINERS[1]: 2, REFINERS[2]: 1}.get(name.split()[0], n)
+            assert furthest(found[n][name], builtin[as_kept][name]) <= NEAR, (name, n)
     for refiner in REFINERS:
         plain, star = expected[f"{refiner} plain"], expected[f"{refiner} star"]
         assert furthest(plain, ours["plain"][0]) > 5
         assert furthest(star, plain) > 5 and furthest(star, ours["one"][0]) > 5
+
+
+@pytest.mark.skipif(HOST == "Forge", reason="it has no refiner")
+def test_networks_go_on_in_a_refiner_that_is_read_for_the_first_time(runs: Runs) -> None:
+    """The WebUI encodes an empty prompt then, an order of its own that asks for no network."""
+    webui = runs(**SETTINGS, sd_checkpoints_limit=2)
+    asked = {"refiner_checkpoint": REFINERS[1], "refiner_switch_at": 0.2}
+    made = webui.said().count("Creating model from config")
+    first, again = (picture(webui, SHOWN["one"]["prompt"], **asked) for _ in range(2))
+    assert webui.said().count("Creating model from config") == made + 1
+    assert furthest(first, again) == 0
+    assert furthest(first, picture(webui, PROMPT, **asked)) > 5
+
+
+@pytest.mark.skipif(HOST == "Forge", reason="it has no refiner")
+@pytest.mark.parametrize("kept", [1, 2])
+def test_what_does_not_fit_a_refiner_is_said(runs: Runs, kept: int) -> None:
+    webui = runs(**SETTINGS, sd_checkpoints_limit=kept)
+    before = len(webui.said())
+    asked = {"refiner_checkpoint": REFINERS[-1], "refiner_switch_at": 0.2}
+    picture(webui, SHOWN["one"]["prompt"], **asked)
+    assert webui.said()[before:].count("In the refiner: <lora:star:0.8>: ") == 1
 
 
 def refined(webui: WebUI) -> dict[str, Picture]:
