@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
+from tests.benchmarks.memory import peak, resident
 from tests.benchmarks.timing import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,9 +141,7 @@ def _one(options: argparse.Namespace) -> dict[str, float]:
     torch.manual_seed(0)
     bench = ways.Bench(options)
     step, outside = ways.WAYS[options.way](bench)
-    if bench.cuda:
-        torch.cuda.reset_peak_memory_stats()
-    before = _memory(bench.cuda)
+    before = _settled(bench.cuda)
     for _ in range(WARM["cuda" if bench.cuda else "cpu"]):
         step()
     times = []
@@ -153,7 +151,7 @@ def _one(options: argparse.Namespace) -> dict[str, float]:
         step()
         bench.settle()
         times.append(time.perf_counter() - started)
-    told = {"step": median(times), "memory": _memory(bench.cuda) - before}
+    told = {"step": median(times), "memory": _most(bench.cuda) - before}
     if outside:
         told["outside"] = outside()
         if bench.cuda:
@@ -162,14 +160,23 @@ def _one(options: argparse.Namespace) -> dict[str, float]:
     return told
 
 
-def _memory(cuda: bool) -> int:
-    """Bytes that this process has had at most; on a GPU, that tensors have."""
-    if cuda:
-        import torch
+def _settled(cuda: bool) -> int:
+    """Bytes that the process, or on a GPU its tensors, have; from now on their peak counts."""
+    if not cuda:
+        return resident()
+    import torch
 
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def _most(cuda: bool) -> int:
+    """The same, at most."""
+    if not cuda:
+        return peak()
+    import torch
+
+    return torch.cuda.max_memory_allocated()
 
 
 if __name__ == "__main__":
