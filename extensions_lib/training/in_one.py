@@ -8,7 +8,7 @@ themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from extensions_lib.training import ranks
 # its own would; and how many numbers are worth it at most (256 MB), since all exist twice for a
 # moment.
 _UNIT, _MOST = 64, 1 << 26
+
+Held = Mapping[str, Any]  # what an optimizer knows of a parameter
 
 
 class InOne:
@@ -66,26 +68,24 @@ class InOne:
 
     def apart(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """An optimizer's state as it would be if it had the tensors themselves."""
-        found: dict[int, Any] = {}
-        groups, number = [], 0
-        for group, joint in zip(state["param_groups"], self._joints, strict=True):
-            held = [state["state"].get(index) for index in group["params"]]
-            if joint is not None:
-                held = joint.apart(held[0])
-            numbers = list(range(number, number + len(held)))
-            found |= {n: each for n, each in zip(numbers, held, strict=True) if each is not None}
-            groups.append({**group, "params": numbers})
-            number += len(held)
-        return {"state": found, "param_groups": groups}
+        return self._with_others(state, lambda joint, held: joint.apart(held[0]))
 
     def joined(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """The reverse of `apart`."""
-        found: dict[int, Any] = {}
+        return self._with_others(state, lambda joint, held: [joint.joined(held)])
+
+    def _with_others(
+        self,
+        state: Mapping[str, Any],
+        change: Callable[[_Joint, Sequence[Held | None]], Sequence[Held | None]],
+    ) -> dict[str, Any]:
+        """A state with what is held of each parameter changed, those in one alone, and numbered."""
+        found: dict[int, Held] = {}
         groups, number = [], 0
         for group, joint in zip(state["param_groups"], self._joints, strict=True):
             held = [state["state"].get(index) for index in group["params"]]
             if joint is not None:
-                held = [joint.joined(held)]
+                held = list(change(joint, held))
             numbers = list(range(number, number + len(held)))
             found |= {n: each for n, each in zip(numbers, held, strict=True) if each is not None}
             groups.append({**group, "params": numbers})
@@ -157,7 +157,7 @@ class _Joint:
             if isinstance(each, Tensor) and each.shape == self.whole.shape
         ]
 
-    def apart(self, state: Mapping[str, Any] | None) -> list[dict[str, Any] | None]:
+    def apart(self, state: Held | None) -> list[Held | None]:
         """The state of each tensor."""
         if state is None:
             return [None] * len(self._tensors)
@@ -173,7 +173,7 @@ class _Joint:
                 each[name] = own
         return list(found)
 
-    def joined(self, states: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    def joined(self, states: Sequence[Held | None]) -> Held | None:
         """The reverse of `apart`."""
         known = [(number, each) for number, each in enumerate(states) if each]
         if not known:
