@@ -17,15 +17,19 @@ NAME = "record.jsonl"
 class Record:
     """The record in a run's folder. Entries are dicts with a "step"; each is on disk at once.
 
-    Entries beyond `upto` are dropped when it is opened: a run that goes on from a state does those
-    steps again. A last line that a kill has cut short is dropped too.
+    Dropped when it is opened, for a run that goes on from a state: entries beyond `upto`, whose
+    steps are done again; how it ended before (`last_word`); a line that a kill has cut short.
     """
 
     def __init__(self, folder: Path, upto: int = 0) -> None:
         self.path = folder / NAME
         self._lock = threading.Lock()
         self.heard: list[Callable[[dict[str, Any]], None]] = []  # told of each new entry
-        self._entries = [each for each in read_record(folder) if each["step"] <= upto]
+        self._entries = [
+            each
+            for each in read_record(folder)
+            if each["step"] <= upto and not each.get("last_word")
+        ]
         folder.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(each) + "\n" for each in self._entries)
         try:

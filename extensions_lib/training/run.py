@@ -163,7 +163,7 @@ class Run:
             self._say(state="failed", message=said)
         finally:
             if self._status.message:
-                self.record.add(self._status.step, said=self._status.message)
+                self.record.add(self._status.step, said=self._status.message, last_word=True)
             self.record.close()
             if self._board is not None:
                 self._board.close()

@@ -202,7 +202,10 @@ def test_an_error_in_the_middle_gives_the_model_back(
     assert bits(host) == before
     assert not runs.is_busy()
     monkeypatch.undo()
-    ended(runs.resume(run.folder.name))
+    again = ended(runs.resume(run.folder.name))
+    # how it ended before is not true any more
+    (word,) = again.record.entries("said")
+    assert word["said"] == again.status().message
 
 
 def test_a_full_disk_at_the_end_waits_for_room(runs: Runs, pictures: Path, tmp_path: Path) -> None:
