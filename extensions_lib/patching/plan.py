@@ -47,8 +47,6 @@ class Planner:
         self._places: dict[str, Place] = {}
         # Adapters on the device of their layer, as long as their network is wanted.
         self._moved: dict[tuple[Any, str], Adapter] = {}
-        # Adapters that fit their layer, with the shape that its parameter had.
-        self._fits: dict[tuple[Any, str], tuple[Adapter, tuple[int, ...]]] = {}
         self._ranks: dict[tuple[Any, ...], int | None] = {}
         self._last: tuple[list[Wanted], list[_Touched], Layout] | None = None
 
@@ -103,7 +101,7 @@ class Planner:
                 course = None if canonical.startswith("te") else each.course
                 if is_zero(multiplier) and course is None:
                     continue
-                if problem := self._problem(each, canonical, adapter):
+                if problem := self._problem(canonical, adapter):
                     unfit.append(f"{each.network.name}: {canonical}: {problem}")
                     continue
                 place, bias = self._places[canonical], None
@@ -180,7 +178,7 @@ class Planner:
         assert not isinstance(shape, str)
         return shape
 
-    def _problem(self, each: Wanted, canonical: str, adapter: Adapter) -> str | None:
+    def _problem(self, canonical: str, adapter: Adapter) -> str | None:
         """Why this adapter cannot be put on the model, None if it can; finds the layer's place."""
         try:
             place = self._places.get(canonical) or Place.find(self._model, canonical)
@@ -189,17 +187,11 @@ class Planner:
         shape = self._shape_of(place.weight)
         if isinstance(shape, str):
             return shape
-        at, fit = (each.network.key, canonical), (adapter, shape)
-        if self._fits.get(at) == fit:
-            return None
         if place.transposed:
             shape = shape[::-1]
         self._places[canonical] = place = place.among(shape[0])
         start, stop = place.rows
-        problem = adapter.misfit((stop - start, *shape[1:]))
-        if problem is None:
-            self._fits[at] = fit
-        return problem
+        return adapter.misfit((stop - start, *shape[1:]))
 
     def _placed(self, each: Wanted, canonical: str, adapter: Adapter) -> Adapter:
         """The adapter on its layer's device, cut to the ranks asked for."""
@@ -216,7 +208,6 @@ class Planner:
         keys = {each.network.key for each in wanted}
         self._last = self._last if keys else None
         self._moved = {at: adapter for at, adapter in self._moved.items() if at[0] in keys}
-        self._fits = {at: fit for at, fit in self._fits.items() if at[0] in keys}
         self._ranks = {at: rank for at, rank in self._ranks.items() if at[1] in keys}
 
 
