@@ -1,12 +1,13 @@
 """How long A1111's WebUI takes from Generate to the first step when its networks change.
 
-A full-size random SD1.5 checkpoint (fp32, CPU) and LoRA over every linear layer and convolution of
-UNet and text encoder; Crucible's handler and the WebUI's builtin one by turns, in one process, on
-the same prompts. The builtin one applies inside the first forward pass, so what counts is the time
+A full-size random SD1.5 checkpoint (fp32, CPU), with LoRA over the 264 layers that one usually has
+(of the transformer blocks and the text encoder) and with LoCon over every linear layer and
+convolution; Crucible's handler and the WebUI's builtin one by turns, in one process, on the same
+prompts. The builtin one applies inside the first forward pass, so what counts is the time
 from the order to the *end* of the first step, less what that takes with nothing changed. Memory is
 what the process holds more than before the networks.
 
-    WEBUI_DIR=~/stable-diffusion-webui python run.py bench webui [--rounds N] [--size PIXELS]
+    WEBUI_DIR=~/stable-diffusion-webui python run.py bench webui [--kinds lora locon] [--rounds N]
 """
 
 from __future__ import annotations
@@ -54,7 +55,11 @@ ORDERS: tuple[tuple[str, Weights], ...] = (
 )
 CHANGES = [name for name, _ in ORDERS if ":" in name]
 GROWING = ("one: first time", "five: four added")  # those that may need new memory
-ATTENTION: Weights = {"attention": 0.8}
+# The kinds of network: words of which one is in the name of every layer that they change.
+KINDS: dict[str, tuple[str, ...]] = {
+    "lora": (".transformer_blocks.", ".proj_in", ".proj_out", ".self_attn.", ".mlp."),
+    "locon": ("",),
+}
 
 
 @dataclass
@@ -93,15 +98,19 @@ class Handler:
 
 
 class Bench:
-    """The running WebUI, asked by turns."""
+    """The running WebUI, asked by turns for pictures with networks of a kind.
 
-    def __init__(self, webui: Any, size: int, steps: int, touched: int) -> None:
-        self.webui, self.size, self.steps, self.touched = webui, size, steps, touched
+    `touched`: bytes of the layers that they change.
+    """
+
+    def __init__(self, webui: Any, size: int, steps: int, kind: str, touched: int) -> None:
+        self.webui, self.size, self.steps = webui, size, steps
+        self.kind, self.touched = kind, touched
         self.results = {name: Handler() for name in HANDLERS}
 
     def press(self, weights: Weights) -> Timed:
         """Orders a picture and reads off when its steps ended."""
-        tags = "".join(f" <lora:{name}:{weight}>" for name, weight in weights.items())
+        tags = "".join(f" <lora:{self.kind}-{name}:{weight}>" for name, weight in weights.items())
         cpu = self.webui.call("/crucible-bench/marks")["now"][1]
         pressed = time.monotonic()
         [picture] = self.webui.pictures(
@@ -134,11 +143,6 @@ class Bench:
             elif name in ("nothing, one", "nothing, five"):
                 result.memory[name].append(self.resident() - before)
         result.note(orders)
-        self.webui.call(f"/crucible-bench/use?handler={handler}", {})
-        self.press({})
-        before = self.resident()
-        self.press(ATTENTION)
-        result.memory["attention"].append(self.resident() - before)
 
     def run(self, rounds: int) -> None:
         """Both handlers in each round, the other one first in every second."""
@@ -148,7 +152,8 @@ class Bench:
                 started = time.monotonic()
                 self.round(handler)
                 took = time.monotonic() - started
-                print(f"round {turn + 1}, {handler}: {took:.0f} s", file=sys.stderr, flush=True)
+                told = f"{self.kind}, round {turn + 1}, {handler}: {took:.0f} s"
+                print(told, file=sys.stderr, flush=True)
 
 
 # --- the report -------------------------------------------------------------------------------
@@ -167,7 +172,7 @@ def row(name: str, builtin: Sequence[float], ours: Sequence[float], digits: int 
     return f"{name:24}{spread(builtin, digits):>26}{spread(ours, digits):>26}{ratio:14.3f}"
 
 
-def report(results: dict[str, Handler], touched: dict[str, int]) -> None:
+def report(results: dict[str, Handler], touched: int) -> None:
     """The tables."""
     builtin, ours = results["builtin"], results["ours"]
     print("\nseconds from Generate to the end of the first step, beyond what it takes unchanged")
@@ -179,14 +184,9 @@ def report(results: dict[str, Handler], touched: dict[str, int]) -> None:
     for name, _ in ORDERS[1:]:
         print(row(name, builtin.seconds[name], ours.seconds[name]))
     print("\nGB of memory more than without networks")
-    for name, title in (
-        ("nothing, one", "one, every layer"),
-        ("nothing, five", "five, every layer"),
-        ("attention", "one, attention alone"),
-    ):
+    for name, title in (("nothing, one", "one"), ("nothing, five", "five")):
         theirs, own = ([each / GB for each in h.memory[name]] for h in (builtin, ours))
-        layers = touched["attention" if name == "attention" else "every"] / GB
-        print(f"{row(title, theirs, own)}   touched weights: {layers:.2f}")
+        print(f"{row(title, theirs, own)}   touched weights: {touched / GB:.2f}")
     report_steps(results)
     far = max(furthest(builtin.pictures[name], ours.pictures[name]) for name, _ in ORDERS)
     moved = furthest(ours.pictures["nothing, five"], ours.pictures["nothing, without"])
@@ -212,27 +212,27 @@ def furthest(one: Any, other: Any) -> int:
 # --- the WebUI --------------------------------------------------------------------------------
 
 
-def prepare(data: Path, rank: int) -> dict[str, int]:
-    """Models, networks and extensions in a folder; the bytes that networks touch, in float32."""
+def prepare(data: Path, kinds: Sequence[str], rank: int) -> dict[str, int]:
+    """Models, networks and extensions in a folder; bytes that each kind touches, in float32."""
     from extensions_lib.models.families import SD15
     from tests.benchmarks import webui_models as models
 
     root = Path(__file__).resolve().parents[2]
     print("writing the checkpoint and networks …", file=sys.stderr, flush=True)
     models.write_checkpoint(data / "models" / "Stable-diffusion" / "full.safetensors", SD15)
-    every = models.layers(SD15)
-    attention = models.layers(SD15, (".attn1.", ".attn2.", ".self_attn."))
-    folder = data / "models" / "Lora"
-    for index, name in enumerate(FIVE):
-        models.write_lora(folder / f"{name}.safetensors", every, rank, index)
-    models.write_lora(folder / "attention.safetensors", attention, rank, len(FIVE))
+    touched = {}
+    for kind in kinds:
+        layers = models.layers(SD15, KINDS[kind])
+        touched[kind] = 4 * models.weights(layers)
+        for index, name in enumerate(FIVE):
+            file = data / "models" / "Lora" / f"{kind}-{name}.safetensors"
+            models.write_lora(file, layers, rank, index)
+        print(f"{kind}: {len(layers)} layers, {touched[kind] / 4e6:.0f} M weights; rank {rank}")
     scripts = data / "extensions" / "crucible-bench" / "scripts"
     scripts.mkdir(parents=True)
     shutil.copy(Path(__file__).with_name("webui_probe.py"), scripts)
     (data / "extensions" / "crucible").symlink_to(root)
-    print(f"{len(every)} layers, {models.weights(every) / 1e6:.0f} M weights;", end=" ")
-    print(f"attention alone {len(attention)}, {models.weights(attention) / 1e6:.0f} M; rank {rank}")
-    return {"every": 4 * models.weights(every), "attention": 4 * models.weights(attention)}
+    return touched
 
 
 def measure(data: Path, options: argparse.Namespace) -> None:
@@ -246,22 +246,25 @@ def measure(data: Path, options: argparse.Namespace) -> None:
         ) from missing
     if HOST != "A1111":
         raise CrucibleError("bench webui compares with the handler of A1111's WebUI, not Forge's")
-    touched = prepare(data, options.rank)
+    touched = prepare(data, options.kinds, options.rank)
     # Without the cache of encoded prompts every order encodes its own, also an unchanged one.
     settings = {"sd_model_checkpoint": "full.safetensors", "persistent_cond_cache": False}
     os.environ.update(KEEPS)
     webui = start(data, {**settings, "live_previews_enable": False}, "--nowebui")
     try:
-        bench = Bench(webui, options.size, options.steps, touched["every"])
-        bench.run(options.rounds)
+        for kind in options.kinds:
+            bench = Bench(webui, options.size, options.steps, kind, touched[kind])
+            bench.run(options.rounds)
+            size = f"{options.size} x {options.size}"
+            print(f"\n{kind}; {size}, {options.rounds} rounds; medians (least – most)")
+            report(bench.results, touched[kind])
     finally:
         stop(webui)
-    print(f"{options.size} x {options.size}, {options.rounds} rounds; medians (least – most)")
-    report(bench.results, touched)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench webui", description=__doc__.split("\n")[0])
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--rounds", type=int, default=3, help="of both handlers (default 3)")
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--size", type=int, default=64, help="pixels of a side (default 64)")
