@@ -22,7 +22,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from extensions_lib.api.pictures_in import picture_of, read_json, refusal
+from extensions_lib.api.pictures_in import MOST_BYTES, picture_of
+from extensions_lib.api.routes import read_json, refusal
 from extensions_lib.errors import CrucibleError
 from extensions_lib.options import OptionProblem, checked
 from extensions_lib.tagging.labels import RATING
@@ -187,14 +188,14 @@ def add_routes(app: Any, service: Service, dependencies: Sequence[Any] = ()) -> 
     from starlette.concurrency import run_in_threadpool
 
     async def interrogate(request: Request) -> Any:
-        order = await read_json(request)
+        order = await read_json(request, MOST_BYTES)
         shape = request.query_params.get("shape") or service.shape()
         if shape not in SHAPES:
             raise refusal(422, f"shape: takes {' or '.join(SHAPES)}.")
         return await run_in_threadpool(_guarded, service.interrogate, order, shape)
 
     async def sd_interrogate(request: Request) -> Any:
-        order = await read_json(request)
+        order = await read_json(request, MOST_BYTES)
         return await run_in_threadpool(_guarded, service.sd_interrogate, order)
 
     def interrogators() -> Any:

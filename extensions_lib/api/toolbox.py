@@ -26,9 +26,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from extensions_lib.api.pictures_in import read_json, refusal
+from extensions_lib.api.routes import Answer, Routes
 from extensions_lib.api.toolbox_orders import Desk, options_of
-from extensions_lib.errors import CrucibleError, FileProblem
+from extensions_lib.errors import FileProblem
 from extensions_lib.options import OptionProblem, checked, schema
 from extensions_lib.toolbox.tools import TOOLS, figures_of, kept_of
 from extensions_lib.toolbox.work import Output, Watch, Written
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from extensions_lib.ui.jobs import Jobs, Tell, Update
 
 PREFIX = "/crucible/toolbox"
-_MOST_BYTES = 1 << 20  # of an order
 _REMEMBERED = 50  # jobs
 
 Work = Callable[["Tell", threading.Event], Any]
@@ -216,23 +215,7 @@ def add_routes(
     app: Any, service: Service, prefix: str = PREFIX, dependencies: Sequence[Any] = ()
 ) -> None:
     """Adds the routes below `prefix`. `dependencies` come first: who may ask."""
-    from fastapi import Request
-    from starlette.concurrency import run_in_threadpool
-
-    Answer = Callable[[Any, dict[str, Any]], Any]
-
-    def add(method: str, path: str, answer: Answer) -> None:
-        """Answers off the loop of events; an order that cannot be carried out says why."""
-
-        async def asked(request: Any) -> Any:
-            order = await read_json(request, _MOST_BYTES) if method == "POST" else {}
-            return await run_in_threadpool(_guarded, answer, request, order)
-
-        asked.__annotations__["request"] = Request
-        app.add_api_route(
-            prefix + path, asked, methods=[method], dependencies=list(dependencies),
-            include_in_schema=False, response_model=None,
-        )  # fmt: skip
+    add = Routes(app, prefix, dependencies).add
 
     desk = service.desk
 
@@ -264,15 +247,3 @@ def add_routes(
     add("GET", "/jobs", lambda _, __: {"jobs": service.all()})
     add("GET", "/jobs/{key}", lambda request, _: service.status(request.path_params["key"]))
     add("POST", "/jobs/{key}/stop", lambda request, _: service.stop(request.path_params["key"]))
-
-
-def _guarded(answer: Callable[[Any, dict[str, Any]], Any], request: Any, order: Any) -> Any:
-    """A refusal of ours as an answer that says it."""
-    try:
-        return answer(request, order)
-    except OptionProblem as problem:
-        raise refusal(422, str(problem)) from problem
-    except FileProblem as problem:
-        raise refusal(404, str(problem)) from problem
-    except CrucibleError as problem:
-        raise refusal(409, str(problem)) from problem

@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from extensions_lib.api.pictures_in import read_json, refusal
+from extensions_lib.api.routes import Answer, Routes
 from extensions_lib.errors import CrucibleError, FileProblem
 from extensions_lib.options import OptionProblem, changed, checked, schema
 from extensions_lib.training.options import TrainingOptions
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from extensions_lib.training.runs import Runs
 
 PREFIX = "/crucible/training"
-_MOST_BYTES = 1 << 20  # of an order
 _SAMPLE = re.compile(r"step-\d{8}-\d+\.png")
 _AGAIN = 0.5  # seconds between two looks of the event stream
 _ACTS = {
@@ -242,24 +241,10 @@ def add_routes(
     app: Any, service: Service, prefix: str = PREFIX, dependencies: Sequence[Any] = ()
 ) -> None:
     """Adds the routes below `prefix`. `dependencies` come first: who may ask."""
-    from fastapi import Request
     from fastapi.responses import FileResponse, StreamingResponse
-    from starlette.concurrency import run_in_threadpool
 
-    Answer = Callable[[Any, dict[str, Any]], Any]
-
-    def add(method: str, path: str, answer: Answer) -> None:
-        """Answers off the loop of events; an order that cannot be carried out says why."""
-
-        async def asked(request: Any) -> Any:
-            order = await read_json(request, _MOST_BYTES) if method == "POST" else {}
-            return await run_in_threadpool(_guarded, answer, request, order)
-
-        asked.__annotations__["request"] = Request
-        app.add_api_route(
-            prefix + path, asked, methods=[method], dependencies=list(dependencies),
-            include_in_schema=False, response_model=None,
-        )  # fmt: skip
+    routes = Routes(app, prefix, dependencies)
+    add = routes.add
 
     def named(request: Any) -> str:
         return str(request.path_params["name"])
@@ -292,11 +277,7 @@ def add_routes(
     add("POST", "/runs/{name}/resume", lambda request, _: service.resume(named(request)))
     add("POST", "/runs/{name}/use", lambda req, order: service.use(named(req), order.get("step")))
     add("DELETE", "/runs/{name}", lambda request, _: service.delete(named(request)))
-    events.__annotations__["request"] = Request
-    app.add_api_route(
-        f"{prefix}/events", events, methods=["GET"], dependencies=list(dependencies),
-        include_in_schema=False, response_model=None,
-    )  # fmt: skip
+    routes.add_raw("GET", "/events", events)
 
 
 async def told(service: Service, request: Any) -> AsyncIterator[str]:
@@ -313,15 +294,3 @@ async def told(service: Service, request: Any) -> AsyncIterator[str]:
             return
         key, since, last, busy = status["run"], status["next"], text, status["busy"]
         await asyncio.sleep(_AGAIN)
-
-
-def _guarded(answer: Callable[[Any, dict[str, Any]], Any], request: Any, order: Any) -> Any:
-    """A refusal of ours as an answer that says it."""
-    try:
-        return answer(request, order)
-    except OptionProblem as problem:
-        raise refusal(422, str(problem)) from problem
-    except FileProblem as problem:
-        raise refusal(404, str(problem)) from problem
-    except CrucibleError as problem:
-        raise refusal(409, str(problem)) from problem

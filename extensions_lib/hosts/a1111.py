@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from extensions_lib.errors import FileProblem, NetworkProblem
+from extensions_lib.errors import NetworkProblem
 from extensions_lib.hosts.networks import InForce
-from extensions_lib.models.families import Family
+from extensions_lib.hosts.webui_checkpoint import FOR, noted, structure_by
+from extensions_lib.models.built import VAE_SCALE
 from extensions_lib.models.loaded import LoadedModel, NoiseSchedule
 from extensions_lib.models.structures import structure_of
 from extensions_lib.models.trainable import Trainable
@@ -31,15 +31,14 @@ def loaded_model(sd_model: Any) -> LoadedModel:
     Raises:
         NetworkProblem: it is no SD1, SD2 or SDXL model (Stable Diffusion 3, an upscaler, …).
     """
-    info = getattr(sd_model, "sd_checkpoint_info", None)
-    name = getattr(info, "name", None) or type(sd_model).__name__
+    about = noted(sd_model)
+    name = about["name"]
     try:
         unet, vae = sd_model.model.diffusion_model, sd_model.first_stage_model
         texts = {path: _reached(sd_model, path) for path in _text_paths(sd_model)}
     except AttributeError as error:
         raise NetworkProblem(
-            f"{name}: Crucible's networks work on SD1, SD2 and SDXL checkpoints; this one is "
-            f"built in another way ({error})"
+            f"{name}: {FOR}; this one is built in another way ({error})"
         ) from error
     roots = {"model.diffusion_model": unet, "first_stage_model": vae, **texts}
     shapes = {
@@ -47,18 +46,11 @@ def loaded_model(sd_model: Any) -> LoadedModel:
         for root, module in roots.items()
         for within, shape in _shapes(module)
     }
-    try:
-        structure = structure_of(shapes, label=name)
-    except FileProblem as problem:
-        raise NetworkProblem(
-            f"Crucible's networks work on SD1, SD2 and SDXL checkpoints: {problem}"
-        ) from None
+    structure = structure_by(lambda: structure_of(shapes, label=name))
     weight = next(unet.parameters())
     parameterization = getattr(sd_model, "parameterization", "eps")
     return LoadedModel(
-        name=name,
-        path=Path(info.filename) if info is not None else None,
-        hash=getattr(info, "sha256", None) or "",
+        **about,
         structure=structure,
         unet=unet,
         text_encoders=tuple(texts.values()),
@@ -70,10 +62,7 @@ def loaded_model(sd_model: Any) -> LoadedModel:
         ),
         device=weight.device,
         dtype=weight.dtype,
-        vae_scale=0.13025 if structure.family is Family.SDXL else 0.18215,
-        metadata={
-            key: str(value) for key, value in (getattr(info, "metadata", None) or {}).items()
-        },
+        vae_scale=VAE_SCALE[structure.family],
     )
 
 

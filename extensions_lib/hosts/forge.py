@@ -13,15 +13,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from extensions_lib.errors import FileProblem, NetworkProblem
+from extensions_lib.errors import NetworkProblem
 from extensions_lib.hosts.networks import InForce
-from extensions_lib.models.families import Family
+from extensions_lib.hosts.webui_checkpoint import noted, structure_by
+from extensions_lib.models.built import VAE_SCALE
 from extensions_lib.models.loaded import LoadedModel, NoiseSchedule
 from extensions_lib.models.names import component_of
 from extensions_lib.models.structures import structure_of_parts
@@ -46,8 +46,7 @@ def loaded_model(engine: Any) -> LoadedModel:
         NetworkProblem: it is no SD1, SD2 or SDXL model (Flux, Stable Diffusion 3, …), or none is
             loaded yet.
     """
-    info = getattr(engine, "sd_checkpoint_info", None)
-    name = getattr(info, "name", None) or type(engine).__name__
+    about = noted(engine)
     objects = getattr(engine, "forge_objects_original", None)
     if objects is None:
         raise NetworkProblem("Forge has not loaded a checkpoint yet: make a picture first")
@@ -57,22 +56,14 @@ def loaded_model(engine: Any) -> LoadedModel:
         **_shapes(unet, "model.diffusion_model."),
         **_shapes(vae, "first_stage_model."),
     }
-    try:
-        structure = structure_of_parts(
-            shapes, {key: _shapes(part) for key, part in texts.items()}, label=name
-        )
-    except FileProblem as problem:
-        raise NetworkProblem(
-            f"Crucible's networks work on SD1, SD2 and SDXL checkpoints: {problem}"
-        ) from None
+    of_texts = {key: _shapes(part) for key, part in texts.items()}
+    structure = structure_by(lambda: structure_of_parts(shapes, of_texts, label=about["name"]))
     predictor = objects.unet.model.predictor
     kept = getattr(predictor, "alphas_cumprod", None)
     signal = 1 / (1 + predictor.sigmas**2) if kept is None else kept
     weight = next(unet.parameters())
     return LoadedModel(
-        name=name,
-        path=Path(info.filename) if info is not None else None,
-        hash=getattr(info, "sha256", None) or "",
+        **about,
         structure=structure,
         unet=unet,
         text_encoders=tuple(texts.values()),
@@ -84,10 +75,7 @@ def loaded_model(engine: Any) -> LoadedModel:
         ),
         device=weight.device,
         dtype=weight.dtype,
-        vae_scale=0.13025 if structure.family is Family.SDXL else 0.18215,
-        metadata={
-            key: str(value) for key, value in (getattr(info, "metadata", None) or {}).items()
-        },
+        vae_scale=VAE_SCALE[structure.family],
     )
 
 

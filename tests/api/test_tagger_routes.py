@@ -13,7 +13,7 @@ from fastapi import Depends, FastAPI, HTTPException
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from extensions_lib.api import pictures_in
+from extensions_lib.api import tagger as tagger_routes
 from extensions_lib.api.auth import basic_dependencies, host_dependencies
 from extensions_lib.api.tagger import Service, add_routes
 from extensions_lib.datasets.pictures import open_picture
@@ -208,7 +208,7 @@ def test_what_is_no_json_object(client: TestClient) -> None:
 
 def test_large_orders(client: TestClient, monkeypatch: pytest.MonkeyPatch, picture: bytes) -> None:
     most = len(json.dumps({"model": "colours", "image": encoded(picture)}))
-    monkeypatch.setattr(pictures_in.read_json, "__defaults__", (most,))
+    monkeypatch.setattr(tagger_routes, "MOST_BYTES", most)
     ask(client, image=encoded(picture))
     sent = {"model": "colours", "image": encoded(picture) + "=" * 100}
     assert client.post("/tagger/v1/interrogate", json=sent).status_code == 413
