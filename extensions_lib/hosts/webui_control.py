@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from extensions_lib.errors import FileProblem, NetworkProblem
 from extensions_lib.hosts.control_picture import received
-from extensions_lib.hosts.webui import at_the_end
+from extensions_lib.hosts.webui_order import at_the_end
 from extensions_lib.prompts.tags import network_requests
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from extensions_lib.errors import NetworkProblem
-from extensions_lib.hosts.webui import at_the_end, with_default
+from extensions_lib.hosts.webui_order import at_the_end, with_default
 from extensions_lib.prompts.tags import network_requests
 
 if TYPE_CHECKING:
