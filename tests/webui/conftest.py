@@ -82,10 +82,7 @@ class WebUI:
                  "seed": 1, "cfg_scale": 4, "sampler_name": "Euler", **other}  # fmt: skip
         kind = "img2img" if "init_images" in other else "txt2img"
         self.info = self.call(f"/sdapi/v1/{kind}", order)
-        return [
-            np.asarray(Image.open(io.BytesIO(base64.b64decode(each))))
-            for each in self.info["images"]
-        ]
+        return pictures_in(self.info["images"])
 
     def infotext(self) -> str:
         """The parameters of the last order's first picture."""
@@ -94,6 +91,11 @@ class WebUI:
     def said(self) -> str:
         """The console so far."""
         return self.log.read_text(errors="replace")
+
+
+def pictures_in(sent: list[str]) -> list[np.ndarray]:
+    """Pictures in base64 as uint8 [h, w, 3]."""
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(each)))) for each in sent]
 
 
 def furthest(one: np.ndarray, other: np.ndarray) -> int:
@@ -109,7 +111,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "extensions" / "crucible").symlink_to(ROOT)
     probe = folder / "extensions" / "probe" / "scripts"
     probe.mkdir(parents=True)
-    shutil.copy(Path(__file__).with_name("probe.py"), probe)
+    for name in ("probe.py", "probe_within.py"):
+        shutil.copy(Path(__file__).with_name(name), probe)
     shutil.copy(Path(__file__).with_name("probe_training.py"), probe.parent)
     checkpoints, networks = folder / "models" / "Stable-diffusion", folder / "models" / "Lora"
     checkpoints.mkdir(parents=True)
