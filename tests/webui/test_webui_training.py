@@ -17,6 +17,14 @@ pytestmark = [pytest.mark.webui, pytest.mark.slow]
 
 # In half precision, of numbers of about 1: what is rounded on the way in, out and in between.
 ROUNDED = 2e-2
+WAYS = [
+    "Doggettx",
+    "V1 - original v1",
+    "InvokeAI",
+    "sub-quadratic",
+    "sdp - scaled dot product",
+    "sdp-no-mem - scaled dot product without memory efficient attention",
+]
 ORDER = {"rank": 4, "steps": 10, "rate": 1e-3, "side": SIZE[HOST] // 8}
 
 
@@ -73,6 +81,44 @@ def test_checkpointing_changes_nothing_but_memory(webui: WebUI) -> None:
     assert again["losses"] == pytest.approx(plain["losses"], rel=limit(1e-5, LOOSE))
     assert again["still"] == []
     left_clean(again)
+
+
+@pytest.mark.skipif(HOST == "Forge", reason="it has one way for a device, by flag")
+def test_every_way_to_compute_attention(webui: WebUI, data: Path) -> None:
+    """Some are written with pictures in mind alone; gradients are to go through all of them."""
+    option = "cross_attention_optimization"
+    order = {**ORDER, "steps": 3, "conv": 4}
+    try:
+        webui.call("/sdapi/v1/options", {option: "None"})
+        plain = webui.call("/probe/train", order)["losses"]
+        for way in WAYS:
+            webui.call("/sdapi/v1/options", {option: way})
+            used = webui.said().rpartition("attention optimization: ")[2]
+            assert used.startswith(f"{way.split(' - ')[0]}...")
+            for checkpointing in (False, True):
+                told = webui.call("/probe/train", {**order, "checkpointing": checkpointing})
+                assert told["losses"] == pytest.approx(plain, rel=limit(1e-5, LOOSE)), way
+                assert told["still"] == [], way
+                left_clean(told)
+    finally:
+        webui.call("/sdapi/v1/options", {option: "Automatic"})
+
+
+@pytest.mark.skipif(HOST == "A1111", reason="a setting of it chooses")
+@pytest.mark.parametrize("flag", ["--attention-split", "--attention-quad", "--attention-pytorch"])
+def test_every_attention_of_a_flag(webui: WebUI, data: Path, flag: str) -> None:
+    order = {**ORDER, "steps": 3, "conv": 4}
+    plain = webui.call("/probe/train", order)["losses"]
+    running = start(data, {}, "--nowebui", flag)
+    try:
+        running.pictures(PROMPT)
+        for checkpointing in (False, True):
+            told = running.call("/probe/train", {**order, "checkpointing": checkpointing})
+            assert told["losses"] == pytest.approx(plain, rel=limit(1e-5, LOOSE))
+            assert told["still"] == []
+            left_clean(told)
+    finally:
+        stop(running)
 
 
 @pytest.mark.skipif(HOST == "Forge", reason="its memory management asks for no flag")
