@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from extensions_lib.errors import CrucibleError
 from extensions_lib.hosts.a1111_memory import Parts, parts_in_turn
@@ -16,6 +16,7 @@ from extensions_lib.hosts.webui_trainable import WebUITrainable, frozen
 from extensions_lib.models.loaded import LoadedModel
 
 _CLIP_SKIP = "CLIP_stop_at_last_layers"
+_TILES = "__webui_hypertile_params"
 
 
 @contextmanager
@@ -38,11 +39,29 @@ def training_on(sd_model: Any, loaded: LoadedModel) -> Iterator[A1111Trainable]:
     try:
         with (
             frozen([loaded.unet, *loaded.text_encoders, loaded.vae]),
+            whole_pictures([loaded.unet, loaded.vae]),
             parts_in_turn(sd_model) as parts,
         ):
             yield A1111Trainable(sd_model, there, parts)
     finally:
         shared.loaded_hypernetworks = acting
+
+
+@contextmanager
+def whole_pictures(roots: Sequence[nn.Module]) -> Iterator[None]:
+    """While it lasts, attention is not computed in tiles, as Hypertile has it after an order.
+
+    Those are of the order's size, and drawn anew in each pass.
+    """
+    told = [getattr(module, _TILES, None) for root in roots for module in root.modules()]
+    tiled = [each for each in told if each is not None and each.enabled]
+    for each in tiled:
+        each.enabled = False
+    try:
+        yield
+    finally:
+        for each in tiled:
+            each.enabled = True
 
 
 class A1111Trainable(WebUITrainable):

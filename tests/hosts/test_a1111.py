@@ -13,6 +13,7 @@ from torch import nn
 from extensions_lib.errors import NetworkProblem
 from extensions_lib.hosts import webui
 from extensions_lib.hosts.a1111 import clear_before_loading, loaded_model
+from extensions_lib.hosts.a1111_trainable import whole_pictures
 from extensions_lib.models.structures import structure_of
 from extensions_lib.patching import ActiveSet
 from tests.hosts.conftest import tiny_lora
@@ -318,3 +319,14 @@ def test_a_hires_pass_adds_its_hashes_to_the_first(session: webui.Session, tmp_p
     webui.activate(session, order, tags("two:1"), options())
     assert set(order.lora_hashes) == {"one", "two"}
     webui.activate(session, Order(order.sd_model), [], options())
+
+
+def test_no_tiles_of_an_order_in_a_turn_of_training() -> None:
+    layers = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1))
+    told = [SimpleNamespace(enabled=on) for on in (True, False)]
+    for layer, each in zip(layers, told, strict=False):
+        setattr(layer, "__webui_hypertile_params", each)
+    with pytest.raises(ZeroDivisionError), whole_pictures([layers]):
+        assert not any(each.enabled for each in told)
+        _ = 1 / 0
+    assert [each.enabled for each in told] == [True, False]

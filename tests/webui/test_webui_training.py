@@ -104,6 +104,26 @@ def test_every_way_to_compute_attention(webui: WebUI, data: Path) -> None:
         webui.call("/sdapi/v1/options", {option: "Automatic"})
 
 
+@pytest.mark.skipif(HOST == "Forge", reason="it has no hypertile that stays after a picture")
+def test_pictures_in_tiles_are_for_pictures_alone(webui: WebUI) -> None:
+    """Hypertile stays on the model after an order, with tiles drawn at random."""
+    order = {**ORDER, "steps": 1, "side": 128}
+    plain = webui.call("/probe/train", order)["losses"]
+    size = {"width": 1024, "height": 1024, "steps": 1}
+    try:
+        webui.call(
+            "/sdapi/v1/options", {"hypertile_enable_unet": True, "hypertile_max_tile_unet": 0}
+        )
+        tiled = webui.pictures(PROMPT, **size)[0]
+        told = webui.call("/probe/train", order)
+        assert told["losses"] == repeated(plain)
+        left_clean(told)
+        assert furthest(webui.pictures(PROMPT, **size)[0], tiled) == 0
+    finally:
+        webui.call("/sdapi/v1/options", {"hypertile_enable_unet": False})
+    assert furthest(webui.pictures(PROMPT, **size)[0], tiled) > 0
+
+
 @pytest.mark.skipif(HOST == "A1111", reason="a setting of it chooses")
 @pytest.mark.parametrize("flag", ["--attention-split", "--attention-quad", "--attention-pytorch"])
 def test_every_attention_of_a_flag(webui: WebUI, data: Path, flag: str) -> None:
