@@ -141,6 +141,23 @@ def test_every_attention_of_a_flag(webui: WebUI, data: Path, flag: str) -> None:
         stop(running)
 
 
+@pytest.mark.skipif(HOST == "Forge", reason="A1111's setting")
+def test_on_weights_stored_in_eight_bits(webui: WebUI, data: Path) -> None:
+    order = {**ORDER, "steps": 3, "conv": 4}
+    plain = webui.call("/probe/train", order)["losses"]
+    running = start(data, {"fp8_storage": "Enable"}, "--nowebui")
+    try:
+        before = running.pictures(PROMPT)[0]
+        for checkpointing in (False, True):
+            told = running.call("/probe/train", {**order, "checkpointing": checkpointing})
+            assert told["losses"] == pytest.approx(plain, rel=0.1) and told["losses"] != plain
+            assert told["still"] == []
+            left_clean(told)
+            assert np.array_equal(running.pictures(PROMPT)[0], before)
+    finally:
+        stop(running)
+
+
 @pytest.mark.skipif(HOST == "Forge", reason="its memory management asks for no flag")
 @pytest.mark.parametrize("flag", ["--medvram", "--lowvram"])
 def test_short_of_memory(webui: WebUI, data: Path, flag: str) -> None:
