@@ -29,7 +29,8 @@ PARTS = {
 class LoHa(OfParts):
     """w_a [out, r], w_b [r, in * k] or [r, in, *k]; Tucker: w_a [r, out], w_b [r, in], t [r, r, k].
 
-    alpha None: scale 1; `fixed_scale` overrides alpha / r.
+    OneTrainer has w_a of a convolution as [out, r, 1, 1]. alpha None: scale 1; `fixed_scale`
+    overrides alpha / r.
     """
 
     w1_a: Tensor
@@ -45,7 +46,7 @@ class LoHa(OfParts):
     TITLE: ClassVar[str] = "a LoHa"
     PARTS: ClassVar[Mapping[str, str]] = PARTS
     DIMS: ClassVar[Mapping[str, tuple[int, ...]]] = {
-        "w1_a": (2,), "w1_b": (2, 4), "w2_a": (2,), "w2_b": (2, 4), "t1": (4,), "t2": (4,),
+        "w1_a": (2, 4), "w1_b": (2, 4), "w2_a": (2, 4), "w2_b": (2, 4), "t1": (4,), "t2": (4,),
     }  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -54,6 +55,8 @@ class LoHa(OfParts):
         if (self.t1 is None) != (self.t2 is None):
             raise AdapterError(f"hada_t1 and hada_t2 go together: {self.said()}")
         for a, b, core in ((self.w1_a, self.w1_b, self.t1), (self.w2_a, self.w2_b, self.t2)):
+            if a.shape[2:].numel() != 1:
+                raise AdapterError(f"expected hada_w1_a and hada_w2_a with 1x1: {self.said()}")
             ranks = (a.shape[1], b.shape[0]) if core is None else (a.shape[0], b.shape[0])
             if ranks != ((ranks[0],) * 2 if core is None else tuple(core.shape[:2])):
                 raise AdapterError(f"ranks do not agree: {self.said()}")
@@ -79,9 +82,9 @@ class LoHa(OfParts):
         return self.t1 is None and self.w1_b.dim() == 2
 
     def plain(self, dtype: torch.dtype) -> "LoHa":
-        if self.flat:
-            return self.cast(dtype)
         each = self.cast(dtype)
+        if self.flat and self.w1_a.dim() == self.w2_a.dim() == 2:
+            return each
         a1, b1 = _without_core(each.w1_a, each.w1_b, each.t1)
         a2, b2 = _without_core(each.w2_a, each.w2_b, each.t2)
         return LoHa(a1, b1, a2, b2, fixed_scale=self.scale)
@@ -132,6 +135,7 @@ class LoHa(OfParts):
 
 def _without_core(a: Tensor, b: Tensor, core: Tensor | None) -> tuple[Tensor, Tensor]:
     """The same product as [out, r] @ [r, in * k]."""
+    a = as_matrix(a)
     if core is None:
         return a, as_matrix(b)
     with full_precision(b.device):

@@ -38,6 +38,8 @@ SUFFIXES = (".safetensors", ".pt", ".bin", *PICTURES)
 SINGLE = ""  # the part of a model with one text encoder
 PAIR = ("clip_l", "clip_g")  # the parts of SDXL's two
 _ALSO_CALLED = {"text_encoders_0": "clip_l", "text_encoders_1": "clip_g"}
+# of OneTrainer: added to what a text encoder gives, where others take the place of tokens
+_BEHIND = ("clip_l_out", "clip_g_out", "emb_params_out", "emp_params_out")
 _STATED_STEP, _STATED_HASH, _STATED_MODEL = "step", "sd_checkpoint", "sd_checkpoint_name"
 
 Shape = tuple[int, ...]
@@ -130,6 +132,13 @@ def _facts(path: Path, shapes: Mapping[str, Shape], name: str | None = None) -> 
 
 def _chosen(label: object, shapes: Mapping[str, Shape]) -> dict[str, str]:
     """Part -> the tensor that holds it. Raises FileProblem where that is not clear."""
+    behind = next((key for key in shapes if key in _BEHIND), None)
+    shapes = {key: shape for key, shape in shapes.items() if key not in _BEHIND}
+    if behind and not shapes:
+        raise FileProblem(
+            f"{label}: holds vectors for the output of a text encoder ('{behind}'), which are not"
+            " supported; train it as an embedding of the input"
+        )
     params = [key for key in shapes if key.split(".", 1)[0] == "string_to_param"]
     pair = {_ALSO_CALLED.get(key, key): key for key in shapes}
     if params:

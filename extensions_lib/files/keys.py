@@ -51,6 +51,7 @@ _PREFIXES: tuple[tuple[str, str], ...] = (
     ("lycoris_text_encoder_2_", "lora_te2_"),
     ("lycoris_text_encoder_", "lora_te1_"),
     ("lycoris_text_model_", "text_model_"),
+    ("lycoris_encoder_layers_", "text_model_encoder_layers_"),
     ("lycoris_", "lora_unet_"),
     ("oft_unet_", "lora_unet_"),
     ("oft_te", "lora_te"),
@@ -76,6 +77,7 @@ _PARTS: Mapping[str, str] = {
     "lora_magnitude_vector.weight": "lora_magnitude_vector",
     "lora.lora_magnitude_vector": "lora_magnitude_vector",
     "oft_R.weight": "oft_R",
+    "oft_R.scaled_oft": "scaled_oft",
 }
 _OWN_PARTS = (
     "lora_up.weight", "lora_down.weight", "lora_mid.weight", "alpha", "dora_scale", "scale",
@@ -112,10 +114,14 @@ _REWRITES: tuple[tuple[str, re.Pattern[str], str], ...] = (
     (".self_attn.", re.compile(r"\.self_attn\.to_out_lora\."), ".self_attn.out_proj.lora."),
     (".self_attn.", re.compile(r"\.self_attn\.to_([qkv])_lora\."), r".self_attn.\1_proj.lora."),
     # PEFT may keep the adapter's own name in the key, "default" or another
-    (".lora_", re.compile(r"\.(lora_(?:[AB]|magnitude_vector))\.\w+\.weight$"), r".\1.weight"),
-    (".lora_", re.compile(r"\.(lora_embedding_[AB])\.\w+$"), r".\1"),
-    ("oft_R", re.compile(r"\.oft_R\.\w+\.weight$"), ".oft_R.weight"),
+    (".lora_", re.compile(r"\.(lora_(?:[AB]|magnitude_vector))\.[\w-]+\.weight$"), r".\1.weight"),
+    (".lora_", re.compile(r"\.(lora_embedding_[AB])\.[\w-]+$"), r".\1"),
+    ("oft_R", re.compile(r"\.oft_R\.[\w-]+\.weight$"), ".oft_R.weight"),
 )
+# what was around a module when it was saved: torch.compile, DataParallel, PEFT
+_AROUND = re.compile(r"(?<![a-z])(?:_orig_mod|module|base_model[._]model)[._]")
+# transformers since 5.6 has a text encoder without the `text_model` around it
+_UNWRAPPED = re.compile(r"(lora_te[12]?_|^)(?=encoder_layers_|embeddings_|final_layer_norm$)")
 # OpenCLIP's own names in a flat name, as sd-webui-additional-networks has them for SD2
 _OPENCLIP: tuple[tuple[str, str], ...] = (
     ("_transformer_resblocks_", "_text_model_encoder_layers_"), ("_attn_", "_self_attn_"),
@@ -158,6 +164,10 @@ def split_key(key: str, table: Mapping[str, str]) -> tuple[str, str]:
         ending = ".".join(pieces[start:])
         if ending in _ENDINGS:
             return ".".join(pieces[:start]), _ENDINGS[ending]
+    for end in range(len(pieces) - 1, 0, -1):  # parts of an unknown algorithm on a known layer
+        spelled = ".".join(pieces[:end])
+        if layer_of(spelled, table) is not None:
+            return spelled, ".".join(pieces[end:])
     return (head, rest) if head.startswith(("lora_", "lycoris_", "oft_")) else (key, "")
 
 
@@ -175,7 +185,7 @@ def layer_of(spelled: str, table: Mapping[str, str], *, second_text: bool = Fals
         if spelled.startswith(prefix):
             spelled = kohya + spelled[len(prefix) :]
             break
-    name = spelled.replace(".", "_")
+    name = _UNWRAPPED.sub(r"\1text_model_", spelled.replace(".", "_"), count=1)
     if name.startswith("text_"):
         name = ("lora_te2_" if second_text else "lora_te1_") + name
     found = table.get(name)
@@ -185,6 +195,8 @@ def layer_of(spelled: str, table: Mapping[str, str], *, second_text: bool = Fals
         for old, new in _OPENCLIP:
             name = name.replace(old, new)
         found = table.get(name)
+    if found is None and (plain := _AROUND.sub("", spelled)) != spelled:
+        return layer_of(plain, table, second_text=second_text)
     return found
 
 

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING
 from extensions_lib.adapters import Adapter, AdapterError, adapter_from
 from extensions_lib.errors import FileProblem
 from extensions_lib.files.cache import identity
+from extensions_lib.files.comfyui import SCHEME as COMFYUI
+from extensions_lib.files.comfyui import held_outputs, with_kernel
 from extensions_lib.files.foreign import unsupported, use
 from extensions_lib.files.hashes import network_hashes
 from extensions_lib.files.keys import KNOWN, Grouped, group
 from extensions_lib.files.peft_config import PeftConfig, read_config
-from extensions_lib.files.peft_parts import PeftMistake, standard_peft
+from extensions_lib.files.peft_parts import PEFT_ALONE, PeftMistake, standard_peft
 from extensions_lib.files.recognise import (
+    OWN,
     family_of,
     kind_of,
     layers_of,
@@ -28,11 +31,12 @@ from extensions_lib.files.recognise import (
     names_one_text_encoder,
     rank_of,
     standard_parts,
+    without_kind,
 )
 from extensions_lib.files.safe import read_file, serialised, write_safetensors
 from extensions_lib.models.families import SDXL_BASE, Family, Structure
 from extensions_lib.models.names import flat, flat_ldm
-from extensions_lib.models.strangers import describe
+from extensions_lib.models.strangers import describe, is_network
 
 if TYPE_CHECKING:
     import torch
@@ -106,9 +110,11 @@ def read_network(
         grouped.layers[layer] = _standard(parts)
     _add_peft_alphas(network, grouped, _bring_over_peft(network, grouped, structure))
     for layer, parts in grouped.layers.items():
+        grouped.layers[layer] = _bring_over_comfyui(layer, parts, grouped, structure)
+    for layer, parts in grouped.layers.items():
         _add_layer(network, layer, parts, grouped.spelled[layer])
     if not network.adapters and not network.embeddings:
-        raise FileProblem(f"{path}: {_nothing_usable(network, tensors)}")
+        raise FileProblem(f"{path}: {_nothing_usable(network, grouped, tensors)}")
     network.family = family_of(
         {
             layer: {part: _shape(tensor) for part, tensor in grouped.layers[layer].items()}
@@ -128,6 +134,17 @@ def _standard(parts: dict[str, Tensor]) -> dict[str, Tensor]:
     return standard_parts(parts, _shape, lambda old, new: old.reshape(new), lambda old: old.T)
 
 
+def _bring_over_comfyui(
+    layer: str, parts: dict[str, Tensor], grouped: Grouped[Tensor], structure: Structure | None
+) -> dict[str, Tensor]:
+    structures = (*((structure,) if structure else ()), *KNOWN)
+    parts = with_kernel(layer, parts, structures, _shape, lambda old, new: old.reshape(new))
+    held = held_outputs({name: _shape(part) for name, part in parts.items()})
+    if held and grouped.schemes[layer] == COMFYUI and parts["alpha"].is_floating_point():
+        return {**parts, "alpha": parts["alpha"].double() / held}
+    return parts
+
+
 def _marked_embeddings(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> dict[str, dict[str, Tensor]]:
@@ -145,7 +162,7 @@ def _add_layer(network: Network, layer: str, parts: dict[str, Tensor], spelled: 
         network.adapters[layer] = adapter_from(parts)
     except AdapterError as error:
         if kind_of(parts) is None:
-            network.unmatched.append(f"{spelled} ({', '.join(sorted(parts))})")
+            network.unmatched.append(f"{spelled} ({without_kind(parts)})")
         else:
             network.problems.append(f"{layer}: {error}")
 
@@ -161,11 +178,22 @@ def _no_number(parts: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _nothing_usable(network: Network, tensors: Mapping[str, Tensor]) -> str:
+def _nothing_usable(
+    network: Network, grouped: Grouped[Tensor], tensors: Mapping[str, Tensor]
+) -> str:
+    strange = {part for parts in grouped.layers.values() for part in parts} - {*OWN}
     if network.problems:
         count = len(network.problems)
         return f"none of its layers can be used; the first of {count}: {network.problems[0]}"
-    if network.unmatched and any(key.startswith(("lora_", "lycoris_", "oft_")) for key in tensors):
+    if network.unmatched and 2 * len(grouped.layers) > len(network.unmatched):
+        if strange:
+            shown = ", ".join(sorted(strange)[:3])
+            return (
+                f"its layers are those of Stable Diffusion, of an algorithm unknown here ({shown})"
+            )
+        if is_network(tensors):
+            return f"none of its layers can be used; the first is {network.unmatched[0]}"
+    if network.unmatched and is_network(tensors):
         return (
             f"none of its {len(network.unmatched)} layers is known, such as"
             f" '{network.unmatched[0]}'; it was made for another kind of model or algorithm"
@@ -180,15 +208,37 @@ def _bring_over_peft(
     peft = "PEFT" in grouped.schemes.values()
     config = read_config(network.path, network.metadata, beside=peft)
     network.problems += config.problems
-    known = (*((structure,) if structure else ()), *KNOWN) if peft else ()
+    known = _likely_structures(grouped, structure)
     for layer, parts in list(grouped.layers.items()):
-        info = next((layers_of(each)[layer] for each in known if layer in layers_of(each)), None)
+        infos = [layers_of(each)[layer] for each in known if layer in layers_of(each)]
+        # PEFT has no flat names; what it writes besides is in the metadata
+        onetrainer = grouped.schemes[layer] != "PEFT" or "ot_branch" in network.metadata
         try:
-            grouped.layers[layer] = standard_peft(layer, parts, config, info)
+            grouped.layers[layer] = standard_peft(
+                layer, parts, config, infos, onetrainer=onetrainer
+            )
         except PeftMistake as mistake:
             network.problems.append(f"{layer}: {mistake}")
             del grouped.layers[layer]
     return config
+
+
+def _likely_structures(
+    grouped: Grouped[Tensor], structure: Structure | None
+) -> tuple[Structure, ...]:
+    """Where to look a layer up that PEFT's parts alone do not tell; those of its family first.
+
+    Some layers are convolutions in SD1 and linear in SDXL.
+    """
+    if not any(part in parts for parts in grouped.layers.values() for part in PEFT_ALONE):
+        return ()
+    shapes = {
+        layer: {part: _shape(tensor) for part, tensor in parts.items()}
+        for layer, parts in grouped.layers.items()
+    }
+    family = family_of(shapes, one_text_encoder=names_one_text_encoder(grouped), loaded=structure)
+    known = (*((structure,) if structure else ()), *KNOWN)
+    return tuple(sorted(known, key=lambda each: each.family is not family))
 
 
 def _add_peft_alphas(network: Network, grouped: Grouped[Tensor], config: PeftConfig) -> None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from extensions_lib.files.header import short
+
 _METADATA = "lora_adapter_metadata"
 _BESIDE = "adapter_config.json"
 _MAX_CONFIG = 1_000_000  # bytes; real ones have a few thousand
@@ -63,6 +65,7 @@ def read_config(path: Path, metadata: Mapping[str, str], *, beside: bool) -> Pef
             found.problems.append(f"the metadata '{_METADATA}' is not JSON: alpha is taken as rank")
         else:
             found.options = _by_component(flat)
+            found.problems += _strange_patterns(found)
         return found
     if not beside:
         return PeftConfig()
@@ -85,7 +88,23 @@ def _read_beside(path: Path) -> PeftConfig:
         found.problems.append(f"{path.name} beside it is not readable: alpha is taken as rank")
     else:
         found.options = {"": options}
+        found.problems += _strange_patterns(found)
     return found
+
+
+def _strange_patterns(config: PeftConfig) -> list[str]:
+    """What is not understood of the patterns for alpha, which then say nothing of a layer."""
+    strange: list[str] = []
+    for options in config.options.values():
+        patterns = options.get("alpha_pattern")
+        if isinstance(patterns, Mapping):
+            strange += [key for key in patterns if _pieces(key) is None]
+    if not strange:
+        return []
+    return [
+        f"{config.source}: {len(strange)} patterns for alpha are not understood, such as"
+        f" '{short(strange[0])}'; the layers that they mean have the alpha of all others"
+    ]
 
 
 def _parsed(text: str) -> dict[str, Any] | None:
@@ -140,16 +159,21 @@ def means(named: object, layer: str) -> bool:
 
 
 def _means(pattern: str, module: str) -> bool:
-    anchored = pattern.startswith("^")
+    anchored, pieces = pattern.startswith("^"), _pieces(pattern)
+    if pieces is None:
+        return False
+    if not anchored and len(pieces) == 1:
+        return module == pieces[0] or module.endswith(f".{pieces[0]}")
+    return _glob(pieces, module, anchored)
+
+
+def _pieces(pattern: str) -> list[str] | None:
+    """The plain texts between the `.*` of a pattern; None for one that is not understood."""
     plain = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
     for component in _COMPONENTS.values():
         plain = plain.removeprefix(f"{component}.")
     pieces = plain.split(".*")
-    if not all(re.fullmatch(r"[\w.]*", piece) for piece in pieces):
-        return False
-    if not anchored and len(pieces) == 1:
-        return module == plain or module.endswith(f".{plain}")
-    return _glob(pieces, module, anchored)
+    return pieces if all(re.fullmatch(r"[\w.]*", piece) for piece in pieces) else None
 
 
 def _glob(pieces: Iterable[str], module: str, anchored: bool) -> bool:

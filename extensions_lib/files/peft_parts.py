@@ -5,12 +5,17 @@ PEFT (github.com/huggingface/peft, read at 0.21) keeps what decides their meanin
 R = (I - Q) (I + Q)^-1 of a skew Q; OFT may take the first terms of its series instead, and hold Q
 to a norm. Its IA3 scales inputs, or outputs with the bias; AdaLoRA has singular values between its
 factors. LoHa and LoKr are LyCORIS' own.
+
+OneTrainer (github.com/Nerogar/OneTrainer, read at 2026-08) writes its OFT under PEFT's names and
+without a config: always five terms of the series; one row is one block for all. A convolution has
+W R where PEFT and its own linear layers have W R^T. With `scaled_oft` Q is divided by
+2 sqrt(b - 1), b being the size of a block.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from extensions_lib.files.peft_config import PeftConfig, means
@@ -24,20 +29,37 @@ Parts = dict[str, "Tensor"]
 PEFT_ALONE = ("oft_R", "boft_R", "ia3_l", "lora_E", "lora_B.bias")
 _MOST_TERMS = 100  # the powers of so small a Q are long nothing
 _NO_CONFIG = "without the adapter_config.json that PEFT saved beside it"
+_ONETRAINER = {"use_cayley_neumann": True, "num_cayley_neumann_terms": 5, "block_share": True}
 
 
 class PeftMistake(ValueError):
     """Parts that cannot be brought over; the text says why."""
 
 
-def standard_peft(layer: str, parts: Parts, config: PeftConfig, info: LayerInfo | None) -> Parts:
+def standard_peft(
+    layer: str,
+    parts: Parts,
+    config: PeftConfig,
+    infos: Sequence[LayerInfo],
+    *,
+    onetrainer: bool = False,
+) -> Parts:
     """The parts of a layer, those of PEFT alone in the adapters' form; others as they are.
 
-    info: what is known of the layer, None for one of no known model. Raises PeftMistake.
+    infos: the layer in the models that have it, the likeliest first. onetrainer: OneTrainer wrote
+    the parts, and not PEFT. Raises PeftMistake.
     """
+    info = infos[0] if infos else None
     mark = next((name for name in PEFT_ALONE if name in parts), None)
+    if mark and any(part.is_complex() for part in parts.values()):
+        raise PeftMistake(f"has {mark} with complex numbers")
+    if mark in ("oft_R", "boft_R"):
+        _check_size(mark, parts[mark], infos)
     if mark == "oft_R":
-        return _oft(parts, config.of(layer))
+        if not onetrainer or config.of(layer):
+            return _oft(parts, config.of(layer))
+        turn = _oft(parts, _ONETRAINER)["oft_in"]
+        return {"oft_in": turn.mT if info is not None and info.kind == "conv" else turn}
     if mark == "boft_R":
         return _boft(parts)
     if mark == "ia3_l":
@@ -47,6 +69,19 @@ def standard_peft(layer: str, parts: Parts, config: PeftConfig, info: LayerInfo 
     return _biased(parts, layer, config) if mark == "lora_B.bias" else parts
 
 
+def _check_size(name: str, part: Tensor, infos: Sequence[LayerInfo]) -> None:
+    """Refuses blocks that no layer has the inputs for, before anything is computed with them."""
+    size = _size(part) if name == "oft_R" else part.shape[-1] if part.dim() else 0
+    inputs = max((math.prod(info.shape[1:]) for info in infos), default=size)
+    if size > inputs:
+        raise PeftMistake(f"{name} has blocks of {size}, of a layer with {inputs} inputs")
+
+
+def _size(triangles: Tensor) -> int:
+    """The size b of blocks of which b (b - 1) / 2 numbers are kept; 0 for no rows of numbers."""
+    return (1 + math.isqrt(1 + 8 * triangles.shape[-1])) // 2 if triangles.dim() == 2 else 0
+
+
 def _oft(parts: Parts, options: Mapping[str, Any]) -> Parts:
     """oft_R [n, b (b - 1) / 2]: the upper triangles of n skew blocks, or of one for all."""
     import torch
@@ -54,13 +89,15 @@ def _oft(parts: Parts, options: Mapping[str, Any]) -> Parts:
     found = parts["oft_R"]
     if not options:
         raise PeftMistake(f"is PEFT's OFT, which has no one meaning {_NO_CONFIG}")
-    size = (1 + math.isqrt(1 + 8 * found.shape[-1])) // 2 if found.dim() == 2 else 0
+    size = _size(found)
     if size < 2 or size * (size - 1) // 2 != found.shape[-1] or not found.is_floating_point():
         raise PeftMistake(f"oft_R is {list(found.shape)}: expected rows of b (b - 1) / 2 numbers")
     rows, columns = torch.triu_indices(size, size, 1)
     skew = torch.zeros(len(found), size, size)
     skew[:, rows, columns] = found.float()
     skew = skew - skew.mT
+    if "scaled_oft" in parts:
+        skew = skew / (2 * math.sqrt(size - 1))
     if options.get("coft") is True:
         skew = _held(skew, _number(options, "eps", 6e-5))
     if options.get("use_cayley_neumann") is True:

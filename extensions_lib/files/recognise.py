@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from extensions_lib.files.comfyui import with_kernel
 from extensions_lib.files.foreign import foreign_family, unsupported
 from extensions_lib.files.keys import KNOWN, Grouped, Value, group
 from extensions_lib.files.sizes import Shape, Shapes, columns_of, outputs, sizes
@@ -29,7 +30,7 @@ SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("ia3", ("ia3_l",)),
     ("oft", ("oft_blocks|oft_diag|oft_in|oft_R",)),
     ("boft", ("boft_R", "boft_s")),
-    ("norm", ("w_norm",)),
+    ("norm", ("w_norm|b_norm",)),
     ("full", ("diff|diff_b",)),
 )
 TITLES: Mapping[str, str] = {
@@ -46,12 +47,24 @@ _PAIRS = (
 )  # fmt: skip
 
 
+# what a layer of a model itself has
+OWN = ("weight", "bias")
+
+
 def kind_of(parts: Collection[str]) -> str | None:
     """The algorithm that a layer's parts belong to ("lora", "loha", …), or None."""
     for kind, needed in SIGNATURES:
         if all(any(name in parts for name in entry.split("|")) for entry in needed):
             return kind
     return None
+
+
+def without_kind(parts: Collection[str]) -> str:
+    """What parts are that no known algorithm has, in words."""
+    named = ", ".join(sorted(parts))
+    if set(parts) <= {*OWN}:  # PEFT's modules_to_save
+        return f"{named}: in place of the model's own, which is not supported"
+    return named
 
 
 def standard_parts(
@@ -228,12 +241,12 @@ def facts_of(shapes: Shapes) -> NetworkFacts:
         return facts
     understood: dict[str, Shapes] = {}
     for layer, found in grouped.layers.items():
-        parts = standard_shapes(found)
+        parts = with_kernel(layer, standard_shapes(found), KNOWN, tuple, lambda _, new: new)
         kind, problem = kind_of(parts), unsupported(parts) or missing_part(parts)
         if problem:
             facts.problems.append(f"{layer}: {problem}")
         elif kind is None:
-            facts.unmatched.append(f"{grouped.spelled[layer]} ({', '.join(sorted(parts))})")
+            facts.unmatched.append(f"{grouped.spelled[layer]} ({without_kind(parts)})")
         else:
             understood[layer] = parts
             # a butterfly is told from other rotations by one more dimension

@@ -41,7 +41,10 @@ def tell(key: str, layer: str) -> str:
 
 # --- a text encoder without a name --------------------------------------------------------------
 
-_BARE_TEXT = re.compile(r"(?:base_model\.model\.|lora[:.])?(?:lycoris_)?text_model[._]")
+_BARE_TEXT = re.compile(
+    r"(?:base_model\.model\.|lora[:.])?(?:lycoris_)?"
+    r"(?:text_model[._]|encoder[._]layers[._]|embeddings[._]|final_layer_norm$)"
+)
 _ATTENTION = re.compile(r"[._](?:[qkv]_proj|out_proj)$")
 _LAST_OF_FIRST = 24  # layers of the largest text encoder that is not SDXL's second
 

@@ -16,7 +16,7 @@ from extensions_lib.files.header import Header, HeaderText, read_header_text
 from extensions_lib.files.recognise import facts_of
 from extensions_lib.files.safe import is_pickle, read_any_header
 from extensions_lib.models.families import Family
-from extensions_lib.models.strangers import describe
+from extensions_lib.models.strangers import describe, is_network
 
 Facts = dict[str, Any]
 NETWORK_SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin")
@@ -78,7 +78,8 @@ def _of_tensors(header: Header) -> Facts:
         "layers": facts.layers,
     }
     if not facts.layers:
-        learnt["made for"] = facts.foreign or describe(header.tensors)
+        wrong = [*facts.problems, *(facts.unmatched if is_network(header.tensors) else [])]
+        learnt["made for"] = facts.foreign or next(iter(wrong), None) or describe(header.tensors)
     return learnt
 
 
@@ -137,8 +138,8 @@ def _value(family: Family | None) -> str | None:
     return family.value if family else None
 
 
-NETWORKS = Shelf("network-2", NETWORK_SUFFIXES, _network)
-EMBEDDINGS = Shelf("embedding-1", embeddings.SUFFIXES, _embedding, whole_hash=True)
+NETWORKS = Shelf("network-3", NETWORK_SUFFIXES, _network)
+EMBEDDINGS = Shelf("embedding-2", embeddings.SUFFIXES, _embedding, whole_hash=True)
 HYPERNETWORKS = Shelf("hypernetwork-1", hypernetworks.SUFFIXES, _hypernetwork, whole_hash=True)
 LLLITES = Shelf("lllite-1", lllite.SUFFIXES, _lllite, whole_hash=True)
 AESTHETICS = Shelf("aesthetic-1", aesthetics.SUFFIXES, _aesthetic, whole_hash=True)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+_NETWORK = ("lora_", "lycoris_", ".lora_A.", ".lora_B.", ".hada_w1", ".lokr_w", ".oft_")
 # The first row that has a marker in any key names the file; more special rows come first.
 _MARKERS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (
-        "a network (LoRA or a relative of it), not a base model",
-        ("lora_", "lycoris_", ".lora_A.", ".lora_B.", ".hada_w1", ".lokr_w", ".oft_"),
-    ),
+    ("a network (LoRA or a relative of it), not a base model", _NETWORK),
     ("a ControlNet", ("control_model.", "controlnet_cond_embedding.", "lllite_")),
     ("a Stable Diffusion 3 model", ("joint_blocks.",)),
     ("a Flux model", ("double_blocks.", "single_blocks.", "single_transformer_blocks.")),
@@ -30,6 +28,11 @@ _MARKERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("a textual inversion embedding", ("emb_params", "string_to_param", "clip_g", "clip_l")),
     ("an upscaler", ("body.0.rdb1.", "RRDB_trunk", "model.1.sub.")),
 )
+
+
+def is_network(keys: Collection[str]) -> bool:
+    """Whether tensor names are those of a network for some model."""
+    return any(marker in key for key in keys for marker in _NETWORK)
 
 
 def describe(keys: Collection[str]) -> str:

@@ -32,6 +32,7 @@ _OPENING = re.compile(r"<(\w+):")
 _ALIASES = {"lyco": "lora"}
 _HIRES = ("hr", "hrte", "hrunet")
 _POSITIONS = {"lora": ("te", "unet", "dyn"), "hypernet": ("weight",), "lllite": ("weight",)}
+_LONGEST = 800  # characters of a message
 _OVER_STEPS = {"lora": _HIRES, "lllite": ("hr",)}  # kinds with weights over the steps
 
 
@@ -252,9 +253,11 @@ def _plan(
             start, dash, stop = span.partition("-")
             if not dash:
                 raise CurveMistake(f"step {span!r} is not of the form 5-15")
-        places = [None if not text else read_place(text) for text in (start, stop)]
-        if places != [None, None]:
-            te, unet = te.within(*places), unet.within(*places)
+        first, last = (None if not text else read_place(text) for text in (start, stop))
+        if first is not None and last is not None and _never(first, last):
+            raise CurveMistake(f"start {start} is not before stop {stop}")
+        if (first, last) != (None, None):
+            te, unet = te.within(first, last), unet.within(first, last)
     except CurveMistake as mistake:
         mistakes.append(f"{mistake}. It was ignored.")
     blocks = None
@@ -276,11 +279,17 @@ def _plan(
     return Plan(te, unet, hr_te, hr_unet, blocks)
 
 
+def _never(start: float, stop: float) -> bool:
+    """Whether no step is from `start` on and before `stop`; a share and a step do not tell."""
+    return start >= stop and ((start < 1) == (stop < 1) or stop == 0)
+
+
 def _blocks(tag: NetworkTag, taken: Callable[[str], str | None]) -> Blocks | None:
-    preset, x = taken("lbw"), taken("x")
-    sides = {side: text for side in ("in", "mid", "out") if (text := taken(side)) is not None}
+    preset = taken("lbw")
     if preset is not None:
+        x = taken("x")
         return read_blocks(preset, x=None if x is None else read_place(x), seed=tag.text)
+    sides = {side: text for side in ("in", "mid", "out") if (text := taken(side)) is not None}
     return read_sides(sides) if sides else None
 
 
@@ -300,8 +309,14 @@ def network_requests(prompt: str) -> tuple[str, list[NetworkRequest], list[TagPr
             requests.append(request)
         except _TagMistake as mistake:
             mistakes = [str(mistake)]
-        problems += [TagProblem(tag.text, tag.start, f"{tag.text}: {why}") for why in mistakes]
+        said = [_brief(f"{tag.text}: {why}") for why in mistakes]
+        problems += [TagProblem(tag.text, tag.start, message) for message in said]
     return text, requests, problems
+
+
+def _brief(message: str) -> str:
+    """A message that is not as long as a tag may be."""
+    return message if len(message) <= _LONGEST else f"{message[:200]} … {message[200 - _LONGEST :]}"
 
 
 def with_weight(prompt: str, weight: float, name: str | None = None) -> str:

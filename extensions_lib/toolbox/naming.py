@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from extensions_lib.files.comfyui import held_outputs
 from extensions_lib.files.recognise import layers_of
 from extensions_lib.models.families import Family, Structure
 from extensions_lib.models.names import component_of, component_root, flat, places
@@ -39,11 +40,19 @@ def named(network: Network, naming: str) -> Named:
         tensors = {
             f"{spelled(layer)}.{part}": tensor
             for layer, adapter in network.adapters.items()
-            for part, tensor in adapter.tensors().items()
+            for part, tensor in _meant(naming, adapter.tensors()).items()
         }
     for name, parts in network.embeddings.items():
         tensors |= {f"bundle_emb.{name}.{part}": tensor for part, tensor in parts.items()}
     return tensors, metadata
+
+
+def _meant(naming: str, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The parts of a layer as the programs that have the naming understand them."""
+    if naming != COMFYUI:
+        return parts
+    held = held_outputs({name: tuple(part.shape) for name, part in parts.items()})
+    return {**parts, "alpha": parts["alpha"] * held} if held else parts
 
 
 def _spelling(naming: str, family: Family | None) -> Callable[[str], str]:

@@ -87,7 +87,7 @@ def loha(p: Parts, base: Tensor) -> Tensor:
         if f"hada_t{n}" in p:
             each = torch.einsum("ijhw,io,jc->ochw", p[f"hada_t{n}"], a, b)
         else:
-            each = sum(torch.outer(a[:, r], b[r].flatten()) for r in range(len(b)))
+            each = sum(torch.outer(a[:, r].flatten(), b[r].flatten()) for r in range(len(b)))
         product = product * each.reshape(base.shape)
     return product * _scale(p, len(p["hada_w1_b"]))
 
@@ -271,6 +271,19 @@ CASES: dict[str, Case] = {
     "loha no alpha": Case(LINEAR, _hada(16, 12, 3), loha, {}),
     "loha 1x1": Case(POINT, _hada(16, 12, 3), loha, ALPHA),
     "loha 3x3": Case(CONV, _hada(16, 12 * 9, 3), loha, ALPHA),
+    "loha 3x3 of onetrainer": Case(
+        CONV,
+        {
+            f"hada_w{n}_{end}": size
+            for n in (1, 2)
+            for end, size in (
+                ("a", (16, 3, 1, 1)),
+                ("b", (3, 12, 3, 3)),
+            )
+        },
+        loha,
+        ALPHA,
+    ),
     "loha tucker": Case(CONV, _hada(16, 12, 3, 3, 3), loha, ALPHA),
     "lokr whole": Case(KR, _kron(w1=True, w2=True), lokr, ALPHA),
     "lokr": Case(KR, _kron(w1=True, w2=False), lokr, ALPHA),

@@ -46,6 +46,11 @@ PEFT_BOFT = {"boft_R": (1, 3, 2, 2), "boft_s": (8, 1)}
 PEFT_IA3 = {"ia3_l": (1, 6)}
 EMBEDDED = {"lora_embedding_A": (2, 20), "lora_embedding_B": (6, 2)}
 
+ONETRAINER = {"oft_R.weight": (3, 1), "oft_R.scaled_oft": ()}
+ONETRAINER_LOHA = {"hada_w1_a": (8, 2, 1, 1), "hada_w1_b": (2, 6, 3, 3), "hada_w2_a": (8, 2, 1, 1), "hada_w2_b": (2, 6, 3, 3), "alpha": ()}  # fmt: skip  # noqa: E501
+COMFYUI = {"lora_up.weight": (8, 2), "lora_down.weight": (2, 54), "alpha": ()}
+F = "diffusion_model.input_blocks.1.0.in_layers.2"
+
 Seed = dict[str, dict[str, tuple[int, ...]]]
 SEEDS: tuple[Seed, ...] = (
     {Q: LORA, C: CONV, T: DORA},
@@ -57,6 +62,8 @@ SEEDS: tuple[Seed, ...] = (
     {D: PEFT, "text_encoder.text_model.embeddings.token_embedding": EMBEDDED},
     {D: TURNS, D[:-1] + "k": PEFT_BOFT, D[:-1] + "v": PEFT_IA3},
     {"lora:" + D[5:] + ".___": {"layer.W_up": (8, 2), "layer.W_down": (2, 6), "alpha": ()}},
+    {Q: ONETRAINER, C: ONETRAINER_LOHA, F.replace("in_layers.2", "out_layers.3"): COMFYUI},
+    {F: {"oft_blocks": (2, 4, 4), "alpha": ()}, K: ONETRAINER},
     {Q: LORA, "bundle_emb.a.b": {"emb_params": (2, 6), "clip_l": (2, 6)}},
 )
 PART_NAMES = sorted({part for seed in SEEDS for parts in seed.values() for part in parts})

@@ -129,6 +129,17 @@ def test_one_inside_a_network() -> None:
         embedding_of("word", {"a": VECTORS, "b": VECTORS})
 
 
+def test_vectors_for_the_output_of_a_text_encoder_are_refused(tmp_path: Path) -> None:
+    """OneTrainer's output embeddings must not stand among the tokens."""
+    for names in (["clip_l_out"], ["clip_l_out", "clip_g_out"], ["emp_params_out"]):
+        save_file({name: VECTORS.clone() for name in names}, tmp_path / "x.safetensors")
+        for read in (read_embedding, embedding_facts):
+            with pytest.raises(FileProblem, match="for the output of a text encoder"):
+                read(tmp_path / "x.safetensors")
+    both = embedding_of("word", {"clip_l": VECTORS, "clip_l_out": VECTORS + 1})
+    assert same(both)
+
+
 def test_facts_need_no_torch(tmp_path: Path) -> None:
     save_file({"a": VECTORS}, tmp_path / "a.safetensors")
     torch.save(webui(), tmp_path / "b.pt")

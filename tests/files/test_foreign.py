@@ -112,3 +112,48 @@ def test_algorithms_that_cannot_be_applied_are_named(
     with pytest.raises(FileProblem, match=says):
         read_network(path)
     assert any(says in problem for problem in facts_of(read_any_header(path).shapes).problems)
+
+
+def test_an_algorithm_without_a_name_here(tmp_path: Path) -> None:
+    """Its layers are known, its parts are not: that is what is said, and of which parts."""
+    layer = "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    parts = {f"{layer}.gralora_A": torch.ones(4, 80), f"{layer}.gralora_B": torch.ones(4, 80)}
+    path = tmp_path / "n.safetensors"
+    write_safetensors(path, parts)
+    with pytest.raises(FileProblem, match=r"algorithm unknown here \(gralora_A, gralora_B\)$"):
+        read_network(path)
+    facts = facts_of(read_any_header(path).shapes)
+    assert facts.unmatched == [f"{layer} (gralora_A, gralora_B)"]
+    plain = {f"{layer}.lora_A.weight": torch.ones(2, 320), f"{layer}.lora_B.weight": torch.ones(320, 2)}  # fmt: skip  # noqa: E501
+    other = {key.replace("to_q", "to_k"): part for key, part in parts.items()}
+    write_safetensors(path, plain | other)
+    network = read_network(path)
+    assert len(network.adapters) == 1
+    assert network.unmatched == [f"{layer.replace('to_q', 'to_k')} (gralora_A, gralora_B)"]
+
+
+def test_whole_weights_beside_a_lora(tmp_path: Path) -> None:
+    """PEFT's modules_to_save."""
+    layer, path = "base_model.model.mid_block.resnets.0", tmp_path / "n.safetensors"
+    tensors = {
+        f"{layer}.conv1.lora_A.weight": torch.ones(2, 1280, 3, 3),
+        f"{layer}.conv1.lora_B.weight": torch.ones(1280, 2, 1, 1),
+        f"{layer}.conv2.weight": torch.ones(1280, 1280, 1, 1),
+        f"{layer}.conv2.bias": torch.ones(1280),
+    }
+    write_safetensors(path, tensors)
+    network = read_network(path)
+    assert len(network.adapters) == 1
+    said = f"{layer}.conv2 (bias, weight: in place of the model's own, which is not supported)"
+    assert network.unmatched == facts_of(read_any_header(path).shapes).unmatched == [said]
+    name = "lora_unet_mid_block_resnets_0_conv2"
+    write_safetensors(path, {f"{name}.weight": tensors[f"{layer}.conv2.weight"]})
+    with pytest.raises(FileProblem, match=f"first is {name} .weight: in place of the model's own"):
+        read_network(path)
+
+
+def test_a_network_of_layers_unknown_here_is_not_called_a_base_model(tmp_path: Path) -> None:
+    path = tmp_path / "n.safetensors"
+    write_safetensors(path, {f"some.block.{end}": torch.ones(2, 2) for end in PEFT_ENDS})
+    with pytest.raises(FileProblem, match=r"none of its 1 layers is known, such as 'some\.block'"):
+        read_network(path)

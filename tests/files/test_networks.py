@@ -251,6 +251,13 @@ def test_kinds_without_torch_agree_with_the_adapters() -> None:
             assert next(kind for kind in KINDS if kind.matches(parts)).kind == name
 
 
+def test_a_change_of_a_norm_s_bias_alone(tmp_path: Path) -> None:
+    layer = "lora_unet_down_blocks_0_resnets_0_norm1"
+    write_safetensors(tmp_path / "n.safetensors", {f"{layer}.b_norm": torch.ones(320)})
+    facts = recognise.facts_of(read_header(tmp_path / "n.safetensors").shapes)
+    assert read_network(tmp_path / "n.safetensors").kinds == facts.kinds == {"norm": 1}
+
+
 def test_an_edited_file_has_another_key(tmp_path: Path) -> None:
     path = tmp_path / "n.safetensors"
     write_safetensors(path, keyed(**{Q: pair()}))

@@ -50,6 +50,23 @@ def test_a_config_beside_the_file(tmp_path: Path, config: dict, alpha: float | N
     assert bool(network.notes) == (alpha is None)
 
 
+def test_patterns_that_are_not_understood_are_said(tmp_path: Path) -> None:
+    """A wrong strength is not to pass in silence."""
+    path = tmp_path / "n.safetensors"
+    tensors = {f"{PEFT_LAYER}.lora_A.weight": torch.ones(2, 320)}
+    tensors[f"{PEFT_LAYER}.lora_B.weight"] = torch.ones(320, 2)
+    options = {"lora_alpha": 8, "alpha_pattern": {"to_q|to_k": 3, "attn2.to_v": 2, r"b\.\d+": 1}}
+    named = {f"unet.{key}": value for key, value in options.items()}
+    write_safetensors(path, tensors, {"lora_adapter_metadata": json.dumps(named)})
+    (problem,) = read_network(path).problems
+    assert problem.startswith("the metadata: 2 patterns for alpha are not understood, such as '")
+    write_safetensors(path, tensors)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(options))
+    (problem,) = read_network(path).problems
+    assert problem.startswith("adapter_config.json: 2 patterns")
+    assert float(read_network(path).adapters[PEFT_LAYER].tensors()["alpha"]) == 8
+
+
 @pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, "{", '{"lora_alpha": 1e999}', "\x00"])
 def test_broken_configs_are_said(tmp_path: Path, text: str) -> None:
     path = tmp_path / "n.safetensors"

@@ -16,7 +16,7 @@ from torch import Tensor
 from extensions_lib.errors import FileProblem
 from extensions_lib.files.networks import Network, read_network, write_network
 from extensions_lib.files.recognise import facts_of
-from extensions_lib.files.safe import read_any_header, write_safetensors
+from extensions_lib.files.safe import read_any_header, read_tensors, write_safetensors
 from extensions_lib.models.families import Family
 
 LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0"  # 320, with a bias
@@ -117,6 +117,12 @@ REFUSED: dict[str, tuple[dict[str, tuple[int, ...]], Any, str]] = {
     "oft eps": (
         {"oft_R.weight": (80, 6)}, {**OFT, "coft": True, "eps": None}, "has eps None in its adapter"
     ),
+    "oft too large": (
+        {"oft_R.weight": (1, 321 * 320 // 2)}, OFT, "oft_R has blocks of 321, of a layer with 320"
+    ),
+    "boft too large": (
+        {"boft_R": (1, 1, 322, 322), "boft_s": (320, 1)}, None, "boft_R has blocks of 322, of a l"
+    ),
     "old oft": ({"oft_r": (8, 40, 40)}, None, "PEFT's OFT of before 0.16"),
     "boft alone": ({"boft_R": (1, 40, 8, 8)}, None, "has boft_R without boft_s"),
     "boft dims": ({"boft_R": (40, 8, 8), "boft_s": (320, 1)}, None, r"boft_R is \[40, 8, 8\]"),
@@ -146,6 +152,14 @@ def test_what_cannot_be_is_refused_by_name_and_the_rest_loads(tmp_path: Path, na
     with pytest.raises(FileProblem, match=said):
         raise FileProblem("\n".join(network.problems))
     assert network.problems[0].startswith(f"{LAYER}: ")
+
+
+def test_complex_numbers_are_not_made_real(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"boft_R": (1, 40, 8, 8), "boft_s": (320, 1)})
+    tensors = dict(read_tensors(path))
+    key = next(key for key in tensors if key.endswith("boft_s"))
+    write_safetensors(path, {**tensors, key: tensors[key].to(torch.complex64)})
+    assert read_network(path).problems == [f"{LAYER}: has boft_R with complex numbers"]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

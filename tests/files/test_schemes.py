@@ -22,6 +22,7 @@ from tests.files.spelled import (
     KOHYA_ENDS,
     PEFT_ENDS,
     STRUCTURES,
+    TREES,
     Pairs,
     check,
     dotted,
@@ -43,6 +44,7 @@ def ldm(layer: str) -> str:
         ("diffusers", dotted, ("lora.up.weight", "lora.down.weight"), None),
         ("PEFT", lambda n: f"base_model.model.{dotted(n)}", PEFT_ENDS, None),
         ("PEFT", dotted, ("lora_B.mine.weight", "lora_A.mine.weight"), None),
+        ("PEFT", dotted, ("lora_B.my-own.weight", "lora_A.my-own.weight"), None),
         ("kohya, half-dotted", lambda n: f"lora_{n.replace('.', '_', 1)}", KOHYA_ENDS, 4.0),
     ],
 )
@@ -133,6 +135,55 @@ def test_a_text_encoder_alone_and_unnamed_is_told_by_its_width(tmp_path: Path) -
             return f"base_model.model.{layer.partition('.')[2]}"
 
         check(wrote(tmp_path / "n.safetensors", given, name, PEFT_ENDS), given)
+
+
+@EVERY
+@pytest.mark.parametrize("way", ["diffusers", "kohya", "comfyui", "peft", "lycoris"])
+def test_the_text_encoder_of_transformers_since_5_6(tmp_path: Path, family: str, way: str) -> None:
+    """Without the `text_model` around it; SDXL's second, of another class, keeps that."""
+    structure = STRUCTURES[family]
+    text = r"^te1.*(self_attn|mlp|token_embedding)" if way in ("peft", "lycoris") else r"^te.*mlp"
+    given = pairs(structure, text)
+
+    def name(layer: str) -> str:
+        component, _, path = layer.partition(".")
+        path = path.removeprefix("text_model.") if component == "te1" else path
+        if way == "kohya":
+            number = component if family == "SDXL" else "te"
+            return f"lora_{number}_{path.replace('.', '_')}"
+        if way == "comfyui":
+            return (
+                f"text_encoders.{'clip_l' if component == 'te1' else 'clip_g'}.transformer.{path}"
+            )
+        if way == "lycoris":
+            return f"lycoris_{path.replace('.', '_')}"
+        return f"base_model.model.{path}" if way == "peft" else f"{TREES[component]}.{path}"
+
+    ends = PEFT_ENDS if way in ("diffusers", "peft") else KOHYA_ENDS
+    check(wrote(tmp_path / "n.safetensors", given, name, ends), given)
+
+
+@EVERY
+@pytest.mark.parametrize("around", ["_orig_mod", "module", "base_model.model", "module._orig_mod"])
+def test_what_was_around_the_model_when_it_was_saved(
+    tmp_path: Path, family: str, around: str
+) -> None:
+    given = pairs(STRUCTURES[family], r"attn|conv|mlp")
+    path = tmp_path / "n.safetensors"
+
+    def inner(layer: str) -> str:
+        component, _, rest = dotted(layer).partition(".")
+        return f"{component}.{around}.{rest}"
+
+    check(wrote(path, given, inner, PEFT_ENDS), given)
+    check(wrote(path, given, lambda layer: f"{around}.{dotted(layer)}", PEFT_ENDS), given)
+    if "." not in around:
+
+        def marked(layer: str) -> str:
+            first, second, rest = flat(layer, STRUCTURES[family].family).split("_", 2)
+            return f"{first}_{second}_{around}_{rest}"
+
+        check(wrote(path, given, marked, KOHYA_ENDS), given)
 
 
 # --- cloneofsimo ------------------------------------------------------------------------------

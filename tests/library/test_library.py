@@ -130,6 +130,9 @@ def test_broken_files_are_entries(tmp_path: Path, content: bytes) -> None:
     put(tmp_path / "page.safetensors", b"<!doctype html>")
     put(tmp_path / "strange.safetensors", b"")
     write_safetensors(tmp_path / "emb.safetensors", {"emb_params": torch.ones(1, 768)})
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    for name, part in (("vera", "vera_lambda_b"), ("new", "gralora_A")):
+        write_safetensors(tmp_path / f"{name}.safetensors", {f"{layer}.{part}": torch.ones(9)})
     put(tmp_path / "good.safetensors", content)
     found = library(tmp_path)
     problems = {entry.name: entry.problem for entry in found.entries}
@@ -137,6 +140,8 @@ def test_broken_files_are_entries(tmp_path: Path, content: bytes) -> None:
     for name, says in (("cut", "cut off"), ("page", "web page"), ("strange", "empty")):
         assert says in str(problems[name])
     assert "embedding" in str(problems["emb"])
+    assert "to_q: is VeRA: not supported" in str(problems["vera"])
+    assert f"holds no layer known here: {layer} (gralora_A)" in str(problems["new"])
     cut = found.find("cut")
     assert cut is not None
     with pytest.raises(FileProblem, match="cut off"):

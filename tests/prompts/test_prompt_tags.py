@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from extensions_lib.prompts.blocks import read_blocks
 from extensions_lib.prompts.tags import NetworkRequest, network_requests, split_tags, with_weight
 
 
@@ -102,12 +103,38 @@ def test_a_bad_weight_leaves_out_that_tag_alone(tag: str, says: str) -> None:
         ("<lllite:a:0.5:hrte=1>", "'hrte=1' has no meaning"),
         ("<lllite:a:0.5:start=x>", "'x' is not a number"),
         ("<lora:a:0.5:0.5:dyn=x:7:9>", "'9' has no meaning"),
+        ("<lora:a:0.5:x=1>", "'x=1' has no meaning"),
+        ("<lora:a:0.5:start=9:stop=5>", "start 9 is not before stop 5"),
+        ("<lora:a:0.5:start=0.6:stop=0.6>", "start 0.6 is not before stop 0.6"),
+        ("<lora:a:0.5:start=0.6:stop=0>", "start 0.6 is not before stop 0"),
+        ("<lora:a:0.5:step=7-7>", "start 7 is not before stop 7"),
     ],
 )
 def test_another_bad_argument_is_ignored_and_said(tag: str, says: str) -> None:
     _, requests, problems = network_requests(tag)
     assert [(r.te, r.unet) for r in requests] == [(0.5, 0.5)]
     assert any(says in p.message and tag in p.message for p in problems)
+
+
+def test_sides_beside_a_list_of_blocks_are_said() -> None:
+    _, (request,), (problem,) = network_requests("<lora:a:1:in=0:lbw=MIDD>")
+    assert request.plan is not None and request.plan.blocks == read_blocks("MIDD")
+    assert "'in=0' has no meaning" in problem.message
+
+
+def test_steps_and_shares_do_not_tell_which_comes_first() -> None:
+    _, (request,), problems = network_requests("<lora:a:1:start=3:stop=0.5>")
+    assert not problems and request.plan is not None
+    assert [request.plan.unet.at(step, 10) for step in (2, 3, 4, 5)] == [0, 1, 1, 0]
+
+
+def test_a_message_is_never_as_long_as_a_tag_may_be() -> None:
+    tag = "<lora:a:0.5:lbw=" + "X+" * 10_000 + ":dyn=" + "9" * 5000 + ">"
+    _, (request,), problems = network_requests(tag)
+    assert request.unet == 0.5
+    assert len(problems) == 2 and problems[0].tag == tag
+    assert all(len(p.message) < 900 and p.message.startswith(tag[:50]) for p in problems)
+    assert "was ignored" in problems[0].message and "one weight in all" in problems[1].message
 
 
 @pytest.mark.parametrize("text", ["<lora:>", "<lora>", "<:a>", "a < b: c", "<lora:a", "<a-b:c>"])
