@@ -21,6 +21,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+# Signs of a name in a temporary one: at four bytes each they fit into the 255 of a file system.
+KEPT = 50
 _OURS = re.compile(r".+\.crucible-[0-9a-f]{8}\.tmp")
 _YOUNG = 60  # seconds: it may be about to be marked as held
 _OLD = 24 * 3600  # seconds, where a system cannot tell whether a file is held
@@ -28,7 +30,7 @@ _OLD = 24 * 3600  # seconds, where a system cannot tell whether a file is held
 
 def temporary_name(path: Path) -> Path:
     """A new name beside `path` that `sweep` knows as ours."""
-    return path.with_name(f"{path.name[:120]}.crucible-{secrets.token_hex(4)}.tmp")
+    return path.with_name(f"{path.name[:KEPT]}.crucible-{secrets.token_hex(4)}.tmp")
 
 
 @contextlib.contextmanager
@@ -129,7 +131,7 @@ def atomic_write(
     asked = Path(path)
     target = os.path.realpath(asked)
     folder, name = os.path.split(target)
-    temporary = os.path.join(folder, f"{name[:120]}.{secrets.token_hex(4)}.tmp")
+    temporary = os.path.join(folder, f"{name[:KEPT]}.{secrets.token_hex(4)}.tmp")
     if fresh:
         temporary = str(temporary_name(Path(target)))
     placed = False

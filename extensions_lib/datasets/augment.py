@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from extensions_lib.datasets.items import Picture
 from extensions_lib.datasets.options import DataOptions
-from extensions_lib.datasets.pictures import PictureProblem, open_picture
+from extensions_lib.datasets.pictures import PictureProblem, open_picture, orientation, turned
 from extensions_lib.datasets.placing import Placed
 
 if TYPE_CHECKING:
@@ -228,10 +228,10 @@ def _mask(picture: Picture, placed: Placed) -> Any | None:
 
 def alpha_of(picture: Picture) -> Image | None:
     """How opaque a picture is, upright, as bytes; None if it is so everywhere."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     with Image.open(picture.path) as opened:
         if "A" not in opened.getbands() and "transparency" not in opened.info:
             return None
-        upright = ImageOps.exif_transpose(opened) or opened
-        return upright.convert("RGBA").getchannel("A")
+        turn = orientation(opened)  # loading loses it in some formats
+        return turned(opened.convert("RGBA").getchannel("A"), turn)

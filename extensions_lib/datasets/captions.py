@@ -8,6 +8,7 @@ any other encoding is named and left alone.
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import os
@@ -24,9 +25,12 @@ SUFFIXES = (".txt", ".caption")  # the first unless asked otherwise; kohya's tra
 EXISTING = ("ask", "keep", "overwrite", "append", "prepend", "copy")
 MOST_BYTES = 1 << 20  # of a caption; what is larger is some other text
 
+# Signs that no file's name has on every system.
+UNFIT = re.compile(r'[/\\:*?"<>|\x00-\x1f]')
 _BOM = b"\xef\xbb\xbf"
 _LINES = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 _WEIGHTED = re.compile(r"\((.+):\s*-?[0-9.]+\)")
+_ESCAPED = re.compile(r"\\([\\()\[\]])")
 _PLACEHOLDER = re.compile(r"\[([a-z_]+)(?::([^\]]*))?\]")
 
 
@@ -87,6 +91,8 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # so no file can have it
+            return None
         raise CaptionProblem(f"{path}: cannot be read ({reason(error)}).") from error
     if len(raw) > MOST_BYTES:
         raise CaptionProblem(f"{path}: has over {MOST_BYTES >> 20} MB, so it is no caption.")
@@ -102,9 +108,10 @@ def read(path: str | os.PathLike[str]) -> Caption | None:
 def caption_path(picture: Path, suffix: str = SUFFIXES[0]) -> Path:
     """Where the picture's caption is: with `suffix`, else with the other one, else to be made."""
     preferred = picture.with_suffix(suffix)
-    if not preferred.exists():
+    # os.path.exists: a name may be too long for one suffix and not for the other
+    if not os.path.exists(preferred):
         for other in SUFFIXES:
-            if other != suffix and picture.with_suffix(other).exists():
+            if other != suffix and os.path.exists(picture.with_suffix(other)):
                 return picture.with_suffix(other)
     return preferred
 
@@ -138,7 +145,7 @@ def output_path(template: str, picture: Path, output_extension: str = "txt") -> 
         return simple[what]
 
     name = _PLACEHOLDER.sub(filled, template)
-    if not name.strip(". ") or re.search(r'[/\\:*?"<>|\x00-\x1f]', _PLACEHOLDER.sub("", template)):
+    if not name.strip(". ") or UNFIT.search(_PLACEHOLDER.sub("", template)):
         raise CaptionProblem(
             f"{template}: makes no file name; begin with [name].[output_extension]."
         )
@@ -161,7 +168,7 @@ def _hash(path: Path, algorithm: str) -> str:
 def copy_path(path: Path) -> Path:
     """A free name for a copy of the caption: `a.txt.bak`, `a.txt.bak2`, …"""
     number, free = 1, path.with_name(f"{path.name}.bak")
-    while free.exists():
+    while os.path.exists(free):
         number += 1
         free = path.with_name(f"{path.name}.bak{number}")
     return free
@@ -189,7 +196,7 @@ def fold(tag: str) -> str:
     tag = tag.strip()
     if weighted := _WEIGHTED.fullmatch(tag):
         tag = weighted[1]
-    tag = tag.replace("\\(", "(").replace("\\)", ")").replace("_", " ")
+    tag = _ESCAPED.sub(r"\1", tag).replace("_", " ")
     return " ".join(tag.casefold().split())
 
 

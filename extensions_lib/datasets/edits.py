@@ -79,15 +79,16 @@ def replace(
 
     `how` is "literal", "glob" (`*`, `?`, `[…]`, which do not reach over a comma) or "regex", whose
     replacement may hold groups as `\\1`. A whole tag replaced by nothing is dropped, by a text with
-    commas becomes several. Raises EditProblem for an empty search or a wrong regular expression,
-    and, when it is used, for one that takes too long.
+    commas becomes several; anywhere in the text, tags that are left empty are dropped. Raises
+    EditProblem for an empty search or a wrong regular expression, and, when it is used, for one
+    that takes too long.
     """
     if not search:
         raise EditProblem("Search for something: the search field is empty.")
     substitute = _substitution(search, by, how, whole_tags, ignore_case)
     title = f"Replace {search} by {by}" if by else f"Remove {search}"
     if not whole_tags:
-        return Edit(title, lambda text, name: substitute(text))
+        return Edit(title, lambda text, name: _without_gaps(substitute(text), text))
 
     def change(old: list[str]) -> list[str]:
         replaced = [(tag, substitute(tag)) for tag in old]
@@ -126,6 +127,25 @@ def write(texts: Mapping[str, str]) -> Edit:
 
 def _tag_edit(title: str, change: Callable[[list[str]], Sequence[str]]) -> Edit:
     return Edit(title, lambda text, name: retag(text, change))
+
+
+def _without_gaps(text: str, before: str) -> str:
+    """Without the empty tags that a replacement has left: `a, , b` becomes `a, b`."""
+    if _gaps(text) <= _gaps(before):
+        return text
+    lines = re.split("([\r\n]+)", text)
+    return "".join(_closed(line) if "," in line else line for line in lines)
+
+
+def _gaps(text: str) -> int:
+    """How many empty tags there are between, before and after commas."""
+    parts = (line.split(",") for line in re.split("[\r\n]+", text) if "," in line)
+    return sum(not part.strip() for line in parts for part in line)
+
+
+def _closed(line: str) -> str:
+    parts = [part for part in line.split(",") if part.strip()]
+    return ",".join([parts[0].lstrip(), *parts[1:]]) if parts else ""
 
 
 def _some(tags: str | Iterable[str]) -> list[str]:

@@ -155,7 +155,8 @@ def _caption_file(path: Path, options: DataOptions) -> Path:
     suffix = suffix if suffix.startswith(".") else f".{suffix}"
     found = captions.caption_path(path, suffix)
     parts = path.stem.rsplit("_", 4)  # name_x_y_width_height of a face
-    if not found.exists() and len(parts) == 5 and all(part.isdecimal() for part in parts[1:]):
+    is_face = len(parts) == 5 and all(part.isdecimal() for part in parts[1:])
+    if is_face and not os.path.exists(found):
         return captions.caption_path(path.with_name(parts[0] + path.suffix), suffix)
     return found
 
@@ -189,7 +190,11 @@ def _listed(subset: Subset, options: DataOptions) -> list[tuple[Path, str | None
         assert subset.folder is not None
         return [(path, None) for path in find(subset.folder)]
     entries = _metadata(subset.metadata_file)
-    return [(_located(key, subset), _caption_of(about, options)) for key, about in entries.items()]
+    found: list[tuple[Path, str | None]] = []
+    for key, about in entries.items():
+        where = f"{subset.metadata_file}: {key}"
+        found.append((_located(key, subset), _caption_of(about, options, where)))
+    return found
 
 
 def _metadata(path: Path) -> dict[str, dict[str, Any]]:
@@ -223,11 +228,26 @@ def _located(key: str, subset: Subset) -> Path:
     return found[0] if found else path
 
 
-def _caption_of(about: dict[str, Any], options: DataOptions) -> str:
-    """Caption and tags as one text; the tags after each line of the caption, with wildcards."""
-    caption, tags = str(about.get("caption") or ""), str(about.get("tags") or "")
+def _caption_of(about: dict[str, Any], options: DataOptions, where: str) -> str:
+    """Caption and tags as one text; the tags after each line of the caption, with wildcards.
+
+    Either may be a list, as dataset-tag-editor writes tags. Raises FileProblem for anything else.
+    """
     separator = options.caption_separator
+    caption, tags = (
+        _told(about.get(key), separator, f"{where}: {key}") for key in ("caption", "tags")
+    )
     lines = [line for line in caption.splitlines() if line.strip()] or [""]
     lines = lines if options.enable_wildcard else lines[:1]
     tags = tags.replace("\n", separator)
     return "\n".join(separator.join(filter(None, (line, tags))) for line in lines)
+
+
+def _told(value: Any, separator: str, where: str) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list) and all(isinstance(tag, str) for tag in value):
+        return separator.join(value)
+    if not isinstance(value, str):
+        raise FileProblem(f"{where}: takes text or a list of tags, not {value!r:.60}.")
+    return value

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from extensions_lib.atomic import atomic_write, reason
+from extensions_lib.atomic import KEPT, atomic_write, reason
 from extensions_lib.datasets.captions import read_bytes
 from extensions_lib.datasets.journal_store import Chain, JournalProblem, Store
 from extensions_lib.errors import CrucibleError, FileProblem
@@ -265,7 +265,7 @@ class Journal:
 
     def _tidy(self, names: Sequence[str]) -> None:
         """Removes temporary files that a killed program left beside these captions."""
-        stems = {f"{Path(name).name[:120]}." for name in names}
+        stems = {f"{Path(name).name[:KEPT]}." for name in names}
         for folder in {(self.folder / name).parent for name in names}:
             with contextlib.suppress(OSError):
                 for file in os.listdir(folder):

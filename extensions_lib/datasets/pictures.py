@@ -140,7 +140,7 @@ def open_picture(
             if least is not None:
                 _draft(picture, least)
             # asked before loading, which for some formats loses it
-            turn = picture.getexif().get(_ORIENTATION) if upright else None
+            turn = orientation(picture) if upright else 1
             picture.load()
             plain = as_rgb(picture)
     except PictureProblem:
@@ -151,9 +151,27 @@ def open_picture(
         raise PictureProblem(f"{name}: is no picture of a kind that can be read here.") from error
     except OSError as error:
         raise PictureProblem(f"{name}: cannot be read ({error.strerror or error}).") from error
+    except MemoryError as error:
+        raise PictureProblem(f"{name}: takes more memory than there is.") from error
     except Exception as error:  # a decoder raises anything over a broken file
         raise PictureProblem(f"{name}: is a broken picture ({_said(error)}).") from error
-    return plain.transpose(Image.Transpose[_UPRIGHT[turn]]) if turn in _UPRIGHT else plain
+    return turned(plain, turn)
+
+
+def orientation(picture: Image) -> int:
+    """The EXIF orientation, 1 (upright) to 8; 1 also where EXIF is broken: pixels may be sound."""
+    try:
+        said = picture.getexif().get(_ORIENTATION)
+    except Exception:  # Pillow raises anything over what may stand there
+        return 1
+    return said if isinstance(said, int) and said in _UPRIGHT else 1
+
+
+def turned(picture: Image, by: int) -> Image:
+    """The picture upright, if it is stored in the orientation `by`."""
+    from PIL import Image
+
+    return picture.transpose(Image.Transpose[_UPRIGHT[by]]) if by in _UPRIGHT else picture
 
 
 def _opened(source: str | os.PathLike[str] | bytes) -> io.BytesIO | str:

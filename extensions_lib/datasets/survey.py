@@ -10,10 +10,9 @@ from pathlib import Path
 
 from extensions_lib.datasets.at_once import Note, Progress, at_once
 from extensions_lib.datasets.duplicates import NEAR, Fingerprint, alike, fingerprint
-from extensions_lib.datasets.pictures import open_picture
+from extensions_lib.datasets.pictures import open_picture, orientation
 from extensions_lib.errors import CrucibleError
 
-_ORIENTATION = 0x0112
 _LEAST = 128  # pixels of the longer side from which a fingerprint is taken
 
 
@@ -66,8 +65,8 @@ def _look(path: Path) -> tuple[tuple[int, int], Fingerprint]:
 
 def _size(path: Path) -> tuple[int, int]:
     """Width and height of a picture that can be opened, as its EXIF orientation turns it."""
-    size, orientation = _header(path)
-    return size[::-1] if orientation >= 5 else size
+    size, turn = _header(path)
+    return size[::-1] if turn >= 5 else size
 
 
 def is_upright(path: Path) -> bool:
@@ -79,8 +78,7 @@ def _header(path: Path) -> tuple[tuple[int, int], int]:
     from PIL import Image
 
     with Image.open(path) as picture:
-        orientation = picture.getexif().get(_ORIENTATION, 1)
-        return picture.size, orientation if orientation in range(1, 9) else 1
+        return picture.size, orientation(picture)
 
 
 def _largest_first(group: list[Path], sizes: dict[Path, tuple[int, int]]) -> tuple[Path, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,14 @@ DANBOORU: Mapping[str, str] = {
     "5": "meta",
     "9": RATING,
 }
+# All that the lists of known taggers have.
+CATEGORIES = frozenset(
+    {
+        *DANBOORU.values(),
+        *("species", "invalid", "lore"),  # e621
+        *("year", "quality", "model"),
+    }
+)
 # Lists by their usual names, the surest first; `-metadata.json` stands for a name's end.
 LISTS = (
     "selected_tags.csv",
@@ -68,7 +77,7 @@ def read_labels(path: Path, categories: Mapping[str, str] = DANBOORU) -> tuple[L
             found = _from_json(json.loads(text))
         else:
             found = [(line.strip(), "") for line in text.splitlines() if line.strip()]
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise FileProblem(f"{path}: is no list of tags ({error}); get it again.") from error
     if not found:
         raise FileProblem(f"{path}: holds no tag; get it again.")
@@ -100,10 +109,15 @@ def _label(name: str, category: str, categories: Mapping[str, str]) -> Label:
 
 
 def _from_csv(text: str) -> list[tuple[str, str]]:
-    rows = csv.DictReader(text.splitlines())
+    rows = csv.DictReader(io.StringIO(text, newline=""))
     if "name" not in (rows.fieldnames or ()):
         raise ValueError("no column 'name'")
-    return [(row["name"].strip(), (row.get("category") or "").strip()) for row in rows]
+    found = []
+    for number, row in enumerate(rows, 1):
+        if row["name"] is None:
+            raise ValueError(f"entry {number} has no name")
+        found.append((row["name"].strip(), (row.get("category") or "").strip()))
+    return found
 
 
 def _from_json(data: Any) -> list[tuple[str, str]]:

@@ -250,8 +250,8 @@ def find_entry(name: str, models: Path) -> Entry:
 
 def _names(entry: Entry) -> set[str]:
     base = entry.repo.rpartition("/")[2] if "/" not in entry.model else ""
-    names = (entry.name, entry.title, *entry.aliases, base, entry.repo if base else "")
-    return {name.casefold() for name in names if name}
+    repos = (base, entry.repo, entry.repo.replace("/", "_")) if base else ()  # sd-scripts' folders
+    return {name.casefold() for name in (entry.name, entry.title, *entry.aliases, *repos) if name}
 
 
 def _folders(models: Path) -> Iterator[Path]:

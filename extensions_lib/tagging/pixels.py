@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,13 +14,15 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 VERSION = 1  # of what `prepare` does: scores kept from another version count no more
+_WIDEST = 3  # pixels that a kernel reaches to a side, at most (Lanczos)
+_LARGEST_SQUARE = 8192  # pixels to a side: 256 MB
+_STRIP = 256  # columns that AREA takes at once: its sums are eight times the picture
 
 
 def prepare(image: Image, contract: Contract, size: int) -> Array:
     """The RGB picture as uint8 [size, size, 3], RGB, by the contract's fit and interpolation."""
     if contract.fit == "pad":
-        square = _on_ground(image, max(image.size), contract.ground)
-        return np.asarray(_resized(square, size, size, contract.interpolation))
+        return np.asarray(_padded(image, size, contract))
     if contract.fit == "squash":
         return np.asarray(_resized(image, size, size, contract.interpolation))
     if contract.fit == "shrink":
@@ -49,6 +52,51 @@ def to_input(batch: Array, contract: Contract, layout: str, kind: Any = np.float
     return made.astype(kind, copy=False)
 
 
+def _padded(image: Image, size: int, contract: Contract) -> Image:
+    """In the middle of a square of its longer side, which is then resized to `size`.
+
+    A square that is too large, of gigabytes for a strip of some ten thousand pixels, is never
+    made: the picture is resized across, then down, as Pillow does it.
+    """
+    from PIL import Image
+
+    height, side = image.height, max(image.size)
+    if side <= _LARGEST_SQUARE or contract.interpolation == "area":
+        square = _on_ground(image, side, contract.ground)
+        return _resized(square, size, size, contract.interpolation)
+    how = Image.Resampling[contract.interpolation.upper()]
+    across = _across(image, side, size, contract.ground, how)
+    tall = Image.new("RGB", (size, side), contract.ground)
+    tall.paste(across, (0, (side - height) // 2))
+    return tall.resize((size, size), how)
+
+
+def _across(image: Image, side: int, size: int, ground: tuple[int, ...], how: Any) -> Image:
+    """The picture in the middle of `side` columns, resized to `size` columns.
+
+    Only those are computed that the picture can reach, the others are ground. Where these are
+    not all, a value may be rounded otherwise: Pillow takes the place of a part in float32.
+    """
+    from PIL import Image
+
+    width, height = image.size
+    left, scale = (side - width) // 2, side / size
+    reach = math.ceil(_WIDEST * max(scale, 1)) + 1
+    first = max(0, math.floor((left - reach) / scale))
+    last = min(size, math.ceil((left + width + reach) / scale))
+    start = max(0, math.floor(first * scale) - reach)
+    end = min(side, math.ceil(last * scale) + reach)
+    strip = Image.new("RGB", (end - start, height), ground)
+    strip.paste(image, (left - start, 0))
+    box = None
+    if (first, last) != (0, size):
+        box = (first * scale - start, 0, min(last * scale - start, end - start), height)
+    part = strip.resize((last - first, height), how, box=box)
+    whole = Image.new("RGB", (size, height), ground)
+    whole.paste(part, (first, 0))
+    return whole
+
+
 def _on_ground(image: Image, side: int, ground: tuple[int, ...]) -> Image:
     """The picture in the middle of a square, the odd pixel at the right and the bottom."""
     from PIL import Image
@@ -75,7 +123,11 @@ def area(pixels: Array, width: int, height: int) -> Array:
 
     As TensorFlow's and OpenCV's AREA where it makes smaller.
     """
-    made = _area_along(_area_along(pixels.astype(np.float64), height, 0), width, 1)
+    strips = [
+        _area_along(pixels[:, at : at + _STRIP].astype(np.float64), height, 0)
+        for at in range(0, pixels.shape[1], _STRIP)
+    ]
+    made = _area_along(np.concatenate(strips, 1), width, 1)
     return np.clip(np.rint(made), 0, 255).astype(np.uint8)
 
 

@@ -27,6 +27,7 @@ _NAMES = {
     "CPUExecutionProvider": "CPU",
 }
 _CPU = "CPUExecutionProvider"
+_MEMORY_WORDS = ("out of memory", "failed to allocate", "bfcarena", "cuda_error_out_of_memory")
 _CUDA_OPTIONS = {
     "cudnn_conv_algo_search": "HEURISTIC",  # the exhaustive search takes minutes at first
     "arena_extend_strategy": "kSameAsRequested",  # leaves room for the WebUI's own model
@@ -179,3 +180,11 @@ def _why_not(onnxruntime: Any, offered: bool) -> str | None:
         f"onnxruntime-gpu {version} could not load torch's CUDA; update NVIDIA's driver, or install"
         " torch with CUDA again"
     )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a runtime says that the device's memory is too small."""
+    if isinstance(error, CrucibleError):
+        return False
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in said for words in _MEMORY_WORDS)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from extensions_lib.errors import CrucibleError
+from extensions_lib.tagging.providers import is_out_of_memory
 from extensions_lib.tagging.scores import ModelKey, sparse
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ log = logging.getLogger(__name__)
 GPU_BATCH = 16
 # More at once is no faster on a CPU, and a call cannot be stopped half way.
 CPU_BATCH = 1
-_MEMORY_WORDS = ("out of memory", "failed to allocate", "bfcarena", "cuda_error_out_of_memory")
 
 
 class Runner(Protocol):
@@ -136,11 +136,3 @@ class CaptionRunner:
     def run(self, prepared: Sequence[Any], stop: Callable[[], bool]) -> list[Sparse | str]:
         """A sentence for each picture."""
         return list(self.captioner.caption(prepared, stop=stop))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a runtime says that the device's memory is too small."""
-    if isinstance(error, CrucibleError):
-        return False
-    said = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in said for words in _MEMORY_WORDS)

@@ -7,6 +7,7 @@ threshold needs no model.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 
 from extensions_lib.datasets.captions import fold
 from extensions_lib.options import OptionProblem, option
+from extensions_lib.tagging.labels import CATEGORIES
 
 if TYPE_CHECKING:
     from extensions_lib.tagging.labels import Label
@@ -125,7 +127,8 @@ class Selector:
     """A `Selection` made ready for one list of labels, to be used on many pictures.
 
     `thresholds` are the model's own by category, `frequency` counts pictures by tag text (for that
-    order). Raises OptionProblem for a list entry or pattern that cannot be read.
+    order). Raises OptionProblem for a list entry or pattern that cannot be read, and for a category
+    that there is none of.
     """
 
     def __init__(
@@ -140,12 +143,14 @@ class Selector:
         self.frequency = frequency or {}
         self.names = [label.name for label in labels]
         self.kinds = sorted({label.category for label in labels})
+        wanted = {_known(kind, self.kinds) for kind in selection.categories}
         number = {kind: index for index, kind in enumerate(self.kinds)}
         self.category = np.array([number[label.category] for label in labels], np.intp)
         self.sizes = np.bincount(self.category, minlength=len(self.kinds))
-        own = {**(thresholds or {}), **_thresholds(selection)}
+        named = {_known(kind, self.kinds): low for kind, low in _thresholds(selection).items()}
+        own = {**(thresholds or {}), **named}
         self.least = np.array([_least(kind, own) for kind in self.kinds], np.float32)
-        self.written = np.array([kind in selection.categories for kind in self.kinds], bool)
+        self.written = np.array([kind in wanted for kind in self.kinds], bool)
         self.rating = number.get(RATING, -1)
         keep, exclude = _matcher(selection.keep, selection), _matcher(selection.exclude, selection)
         self.kept = np.array([keep(name) for name in self.names], bool)
@@ -287,6 +292,17 @@ def _thresholds(selection: Selection) -> dict[str, float]:
         found[kind.strip()] = value
     named = {"general": selection.general, "character": selection.character}
     return {**found, **{kind: value for kind, value in named.items() if value is not None}}
+
+
+def _known(kind: str, own: Sequence[str]) -> str:
+    """A category as models write it, in any case; `own` are those of this one."""
+    found = kind.strip().lower()
+    there = CATEGORIES.union(own)
+    if found not in there:
+        near = difflib.get_close_matches(found, there, 1)
+        said = f"; is it {near[0]}?" if near else f"; there are {', '.join(sorted(there))}."
+        raise OptionProblem(f"categories: {kind!r} is none{said}")
+    return found
 
 
 def _least(kind: str, own: Mapping[str, float]) -> float:

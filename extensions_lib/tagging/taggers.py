@@ -135,11 +135,24 @@ class OnnxTagger(Tagger):
         with self._lock:
             if self._session is None:
                 raise FileProblem(f"{self.name}: was unloaded; load it again.")
-            [raw] = self._session.run([self._output], {self._input: made})
+            try:
+                [raw] = self._session.run([self._output], {self._input: made})
+            except Exception as error:  # onnxruntime has kinds of its own
+                if providers.is_out_of_memory(error):
+                    raise
+                raise self._refused(made, error) from error
         raw = np.asarray(raw, np.float32).reshape(len(batch), -1)
         if raw.shape[1] != len(self.labels):
             raise self._misfit(raw.shape[1])
         return raw
+
+    def _refused(self, made: Array, error: Exception) -> FileProblem:
+        said = str(error).strip().splitlines()[0]
+        return FileProblem(
+            f"{self.file}: cannot be run on pictures of {list(made.shape)} ({said[-200:]}); if the"
+            ' file leaves its size or layout open, name "size" and "layout" in'
+            f" {self.file.parent / 'crucible-tagger.json'}."
+        )
 
     def _find_output(self) -> str:
         """The output's name. Raises FileProblem where no output can have a score for each tag."""

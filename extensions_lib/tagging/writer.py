@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extensions_lib.datasets import captions
-from extensions_lib.datasets.captions import Caption
+from extensions_lib.datasets.captions import Caption, CaptionProblem
+from extensions_lib.datasets.pictures import is_picture
 from extensions_lib.errors import FileProblem
 from extensions_lib.options import option
 from extensions_lib.tagging.scores import ScoreStore, Written
@@ -70,9 +71,20 @@ class _Decided:
 
 def target(picture: Path, output: Output) -> Path:
     """The picture's caption file. Raises CaptionProblem for a template that makes no name."""
+    if "[output_extension]" in output.output_name:
+        _check_suffix(output.output_extension)
     if output.output_name == TEMPLATE:
-        return captions.caption_path(picture, "." + output.output_extension.lstrip("."))
+        return captions.caption_path(picture, "." + output.output_extension.strip(". "))
     return captions.output_path(output.output_name, picture, output.output_extension)
+
+
+def _check_suffix(extension: str) -> None:
+    """Raises CaptionProblem for a suffix that is none, or that pictures have."""
+    suffix = extension.strip(". ")
+    if not suffix or captions.UNFIT.search(suffix) or is_picture(f"a.{suffix}"):
+        raise CaptionProblem(
+            f"output_extension: {extension!r} is no suffix for captions; take txt or caption."
+        )
 
 
 @dataclass(frozen=True)

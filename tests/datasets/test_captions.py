@@ -165,3 +165,15 @@ def test_what_becomes_of_an_existing_caption() -> None:
     with pytest.raises(CaptionProblem, match="none of"):
         captions.combined(old, new, "merge")
     assert set(made) | {"ask"} == set(captions.EXISTING)
+
+
+def test_a_name_that_fits_one_suffix_only(tmp_path: Path) -> None:
+    picture = tmp_path / f"{'a' * 251}.png"
+    assert captions.caption_path(picture) == picture.with_suffix(".txt")
+    assert captions.read(picture.with_suffix(".caption")) is None
+    assert captions.copy_path(picture.with_suffix(".txt")).name.endswith(".txt.bak")
+
+
+def test_brackets_of_all_kinds_may_be_escaped() -> None:
+    assert fold(r"a \[b\] \(c\)") == fold("a [b] (c)")
+    assert fold(r"\\m/") == fold(r"\m/")

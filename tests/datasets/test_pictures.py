@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from extensions_lib.datasets import pictures
+from extensions_lib.datasets import pictures, survey
 from extensions_lib.datasets.pictures import PictureProblem, find, natural, open_picture
+from extensions_lib.datasets.survey import is_upright
 
 Array = np.ndarray[Any, Any]
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -310,3 +312,30 @@ def test_the_limit_is_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     open_picture(saved(Image.new("RGB", (10, 10)), "PNG"))
     with pytest.raises(PictureProblem, match="11 × 10"):
         open_picture(saved(Image.new("RGB", (11, 10)), "PNG"))
+
+
+def test_broken_exif_does_not_make_a_broken_picture(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a.png", "b.webp", "c.png")]
+    red = Image.new("RGB", (3, 2), RED)
+    red.save(paths[0], exif=b"junk")
+    red.save(paths[1], exif=b"junk", lossless=True)
+    about = PngInfo()
+    about.add_text("Raw profile type exif", "\nexif\n  10\n45zz")
+    red.save(paths[2], pnginfo=about)
+    for path in paths:
+        assert open_picture(path).getpixel((0, 0)) == RED
+    assert is_upright(paths[0])
+    found = survey.survey(paths, smallest=1)
+    assert not found.broken and set(found.sizes.values()) == {(3, 2)}
+
+
+def test_too_little_memory_is_not_called_a_broken_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(picture: Image.Image) -> Image.Image:
+        raise MemoryError
+
+    Image.new("RGB", (3, 2)).save(tmp_path / "a.png")
+    monkeypatch.setattr(pictures, "as_rgb", full)
+    with pytest.raises(PictureProblem, match=r"a\.png: takes more memory than there is"):
+        open_picture(tmp_path / "a.png")

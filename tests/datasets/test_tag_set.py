@@ -227,3 +227,13 @@ def test_a_set_that_cannot_be_written_to_can_be_looked_at(folder: Path) -> None:
     with pytest.raises(JournalProblem, match="cannot be written"):
         photos.apply(preview)
     assert texts(folder) == before and photos.item("1.png").text == "1girl, hat"
+
+
+@pytest.mark.parametrize("name", ["a" * 251, "あ" * 83, "é" * 125])
+def test_names_as_long_as_a_disk_takes(name: str, tmp_path: Path) -> None:
+    photos = TagSet(make(tmp_path / "set", {f"{name}.png": None}))
+    assert not photos.problems
+    assert photos.do(edits.add("hat")) == 1
+    assert texts(photos.folder) == {f"{name}.txt": b"hat"}
+    photos.undo()
+    assert texts(photos.folder) == {}

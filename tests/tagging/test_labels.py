@@ -93,6 +93,9 @@ BROKEN: dict[str, str | list[object] | dict[str, object]] = {
     "empty.json": [],
     "gap.json": {"0": "a", "2": "b"},
     "names.json": {"a": 0, "b": 1},
+    "short.csv": "tag_id,name,category\n1,hat,0\n2\n",
+    "categories.json": {"idx_to_tag": {"0": "a"}, "tag_to_category": ["general"]},
+    "deep.json": "[" * 100_000,
 }
 
 

@@ -148,3 +148,10 @@ def test_a_wrong_entry_is_said_and_spoils_no_other(content: str, said: str, tmp_
     assert problem.startswith(f"{folder / 'crucible-tagger.json'}: ") and said in problem
     with pytest.raises(FileProblem, match="crucible-tagger"):
         find_entry("mine", tmp_path)
+
+
+def test_a_known_model_in_the_folder_that_sd_scripts_makes(tmp_path: Path) -> None:
+    folder = tmp_path / "tagger" / "SmilingWolf_wd-vit-tagger-v3"
+    touch(folder, "model.onnx", "selected_tags.csv")
+    found = find_entry("wd-vit-tagger-v3", tmp_path)
+    assert found.folder == folder and found.balanced == 0.2614

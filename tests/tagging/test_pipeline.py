@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from extensions_lib.datasets.captions import CaptionProblem
 from extensions_lib.datasets.journal import Journal
 from extensions_lib.datasets.pictures import open_picture
 from extensions_lib.errors import CrucibleError
@@ -21,7 +22,7 @@ from extensions_lib.tagging.runners import TaggerRunner
 from extensions_lib.tagging.scores import ModelKey, ScoreStore, sparse
 from extensions_lib.tagging.selection import Selection, select, text
 from extensions_lib.tagging.taggers import Tagger, load_tagger
-from extensions_lib.tagging.writer import Output
+from extensions_lib.tagging.writer import TEMPLATE, Output
 from tests.tagging.sets import captions, write_pictures, write_tagger
 
 
@@ -468,3 +469,22 @@ def test_an_error_of_the_listener_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="page is gone"):
         run(tmp_path, Counting(lambda: time.sleep(0.05)), on_progress=fail)
     assert not Journal(tmp_path).history() or Journal(tmp_path).history()[0].state == "done"
+
+
+def test_the_longest_names_get_captions(tmp_path: Path, tagger: Tagger) -> None:
+    [path] = write_pictures(tmp_path, 1)
+    path.rename(tmp_path / f"{'あ' * 83}.png")
+    report = run(tmp_path, TaggerRunner(tagger))
+    assert report.written == 1 and not report.problems
+    assert (tmp_path / f"{'あ' * 83}.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("suffix", ["", ".", "a/b", "../x", "png", ".JPG"])
+def test_what_is_no_suffix_for_captions(suffix: str, tmp_path: Path) -> None:
+    write_pictures(tmp_path, 1)
+    before = sorted(tmp_path.iterdir())
+    for name in (TEMPLATE, "[name]_tags.[output_extension]"):
+        output = Output(output_extension=suffix, output_name=name)
+        with pytest.raises(CaptionProblem, match=r"output_extension: .* take txt or caption"):
+            plan(tmp_path, output, Run(), ScoreStore(None))
+    assert sorted(tmp_path.iterdir()) == before

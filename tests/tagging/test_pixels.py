@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from extensions_lib.tagging import pixels
 from extensions_lib.tagging.manifest import Contract
 from extensions_lib.tagging.pixels import area, prepare, to_input
 from tests.tagging.tiny_taggers import padded, resampled
@@ -91,3 +92,38 @@ def test_inputs_are_as_the_contract_says(layout: str, colour: str, kind: Any) ->
         assert made.dtype == kind and made.flags.c_contiguous
         close = 2e-6 if kind is np.float32 else 2e-3
         np.testing.assert_allclose(made, exact, rtol=close, atol=close)
+
+
+@pytest.mark.parametrize("how", ["bicubic", "bilinear", "lanczos"])
+@pytest.mark.parametrize("size", SIZES)
+def test_without_the_square_it_comes_to_the_same(
+    size: tuple[int, int], how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contract = Contract(interpolation=how, ground=(124, 116, 104))
+    square = prepare(noise(*size), contract, SIDE).astype(int)
+    monkeypatch.setattr(pixels, "_LARGEST_SQUARE", 0)
+    assert abs(prepare(noise(*size), contract, SIDE) - square).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(20, 30_000), (30_000, 20)])
+def test_a_long_strip_takes_no_square_of_its_length(size: tuple[int, int]) -> None:
+    seen = []
+    new = Image.new
+
+    def counted(mode: str, size: tuple[int, int], *more: Any) -> Image.Image:
+        seen.append(size[0] * size[1])
+        return new(mode, size, *more)
+
+    picture = Image.new("RGB", size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image, "new", counted)
+        made = prepare(picture, Contract(), 448)
+    assert made.shape == (448, 448, 3) and made.min() < 255
+    assert max(seen) < 30_000 * 1_500
+
+
+def test_area_by_strips_is_area() -> None:
+    picture = noise(700, 31)
+    made = area(np.asarray(picture), 50, 9)
+    exact = resampled(np.asarray(picture).astype(np.float64), 50, 9, "area")
+    assert abs(made - exact).max() <= 0.51

@@ -257,3 +257,16 @@ def test_ten_thousand_captions_need_no_labels_list_again() -> None:
         expected = [f"tag {i}" for i in np.argsort(-values, kind="stable") if values[i] >= 0.5]
         assert names(selector.select(values)) == expected
         assert re.fullmatch(r"tag \d+", expected[0])
+
+
+def test_a_category_that_there_is_none_of_is_said() -> None:
+    assert caption(categories="Character") == "saber (fate)"
+    assert caption(categories="character", thresholds="Character=0.95") == ""
+    assert caption(categories="general,artist") == caption(categories="general")
+    with pytest.raises(OptionProblem, match="'generl' is none; is it general"):
+        caption(categories="generl")
+    with pytest.raises(OptionProblem, match="'zzz' is none; there are artist, "):
+        caption(thresholds="zzz=0.5")
+    own = (Label("noir", "style"),)
+    styled = checked(Selection, {"categories": "style"})
+    assert names(select(own, np.array([0.9], np.float32), styled)) == ["noir"]

@@ -348,3 +348,10 @@ def test_the_contract_of_an_unknown_size_is_the_familys(tmp_path: Path) -> None:
     write_tags(tmp_path / "t" / "selected_tags.csv")
     (tmp_path / "t" / "crucible-tagger.json").write_text('{"family": "wd"}', encoding="utf-8")
     assert load(tmp_path / "t").size == contract_of("wd").size == 448
+
+
+def test_pictures_that_the_model_cannot_take_are_said(tmp_path: Path) -> None:
+    write_tagger(tmp_path / "open", {"size": 32}, dynamic_size=True)
+    tagger = load_tagger(str(tmp_path / "open"), tmp_path, device="cpu")
+    with pytest.raises(FileProblem, match=r'cannot be run on pictures of \[1, 32, 32, 3\].*"size"'):
+        scores_of(tagger, picture())
