@@ -1,5 +1,7 @@
 """The dataset file of sd-scripts: TOML or JSON with [general], [[datasets]] and their subsets.
 
+A TOML that LoRA_Easy_Training_Scripts saves is one too, by its [[subsets]] and dataset_args.
+
 What is said in a subset holds before what its data set says, and that before [general]; the rest
 is as the run's options say. A relative folder is looked for beside the file, then where the
 program runs.
@@ -58,6 +60,8 @@ def read_dataset_file(path: str | os.PathLike[str]) -> list[Subset]:
     if path.suffix.lower() not in (".toml", ".json"):
         raise FileProblem(f"{path}: is no dataset file; name one that ends in .toml or .json.")
     held = _read_json(path) if path.suffix.lower() == ".json" else read_toml(path)
+    if "subsets" in held and "datasets" not in held:
+        held = _of_easy_scripts(path, held)
     _known(path, "the file", held, ("general", "datasets"))
     general = _table(path, "[general]", held.get("general", {}))
     _known(path, "[general]", general, {*_OF_DATASET, *_OF_SUBSET, *_ANYWHERE})
@@ -74,6 +78,20 @@ def read_dataset_file(path: str | os.PathLike[str]) -> list[Subset]:
             found.append(_subset(path, here, {**over, **subset}, number))
     _check_twice(path, found)
     return found
+
+
+def _of_easy_scripts(path: Path, held: Mapping[str, Any]) -> dict[str, Any]:
+    """What LoRA_Easy_Training_Scripts saves, as the file that it would hand to sd-scripts."""
+    general: dict[str, Any] = {}
+    for section in held.values():
+        if isinstance(section, dict):
+            general |= _table(path, "dataset_args", section.get("dataset_args", {}))
+    general.pop("max_token_length", None)  # of the run
+    subsets = [
+        {key: value for key, value in each.items() if key != "name"}
+        for each in _tables(path, "[[subsets]]", held["subsets"])
+    ]
+    return {"general": general, "datasets": [{"subsets": subsets}]}
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:

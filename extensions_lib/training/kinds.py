@@ -54,17 +54,21 @@ def _with_word(prompt: str, name: str) -> str:
 def _network(model: Trainable, options: TrainingOptions, file: Path | None) -> Recipe:
     from extensions_lib.training.recipes.network import NetworkRecipe
 
-    adapters = None if file is None else _adapters(model, file)
+    adapters = None if file is None else _adapters(model, file, options)
     return NetworkRecipe(
         model, options, options.learning_rate, seed=options.seed, adapters=adapters
     )
 
 
-def _adapters(model: Trainable, path: Path) -> dict[str, Any]:
-    """The adapters of a file, to be trained further, in fp32 on the model's device."""
+def _adapters(model: Trainable, path: Path, options: TrainingOptions) -> dict[str, Any]:
+    """The adapters of a file, to be trained further, in fp32 on the model's device.
+
+    Those of a part that is not trained are left out, as in a network that is new.
+    """
     import torch
 
     from extensions_lib.files.networks import read_network
+    from extensions_lib.models.names import component_of
 
     network = read_network(path, structure=model.loaded.structure)
     strange = [layer for layer in network.adapters if layer not in model.loaded.layers]
@@ -73,6 +77,9 @@ def _adapters(model: Trainable, path: Path) -> dict[str, Any]:
         raise CrucibleError(f"{path}: cannot be trained further on {name}: {first}")
     found = {}
     for layer, adapter in network.adapters.items():
+        unet = component_of(layer) == "unet"
+        if not (options.train_unet if unet else options.train_text_encoder):
+            continue
         parts = {
             name: tensor.to(model.loaded.device, torch.float32).clone()
             if tensor.is_floating_point()
@@ -80,6 +87,10 @@ def _adapters(model: Trainable, path: Path) -> dict[str, Any]:
             for name, tensor in adapter.tensors().items()
         }
         found[layer] = type(adapter).from_tensors(parts)
+    if not found:
+        raise CrucibleError(
+            f"{path}: has no layers of what is trained; see train_unet and train_text_encoder."
+        )
     return found
 
 

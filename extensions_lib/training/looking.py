@@ -71,11 +71,11 @@ class Looking:
     def after_step(self, outputs: Outputs, record: Record, say: Say, stop: threading.Event) -> bool:
         """What is due after the last step that was done; whether samples were."""
         options, done, steps = self._options, self._loop.done, self._loop.options.max_train_steps
-        per_epoch = len(self._loop.data) / options.gradient_accumulation_steps
-        if (
-            done == steps
-            or done % (options.validate_every_n_steps or _share(steps, _MEASURES)) == 0
-        ):
+        per_epoch = self._loop.per_epoch
+        measures, epochs = options.validate_every_n_steps, options.validate_every_n_epochs
+        if measures is None and epochs is None:
+            measures = _share(steps, _MEASURES)
+        if done == steps or is_due(done, per_epoch, measures, epochs):
             self._measure(record, say)
         every = options.sample_every_n_steps
         if every is None and options.sample_every_n_epochs is None:

@@ -21,7 +21,11 @@ from torch import Tensor
 from extensions_lib.errors import CrucibleError
 from extensions_lib.training import ranks
 from extensions_lib.training.in_one import InOne
-from extensions_lib.training.optimizers import make_optimizer, treats_each_number_alone
+from extensions_lib.training.optimizers import (
+    make_optimizer,
+    schedules_itself,
+    treats_each_number_alone,
+)
 from extensions_lib.training.option_groups import LoopOptions
 from extensions_lib.training.schedulers import factor
 from extensions_lib.training.step import Batch, Data, Recipe
@@ -94,17 +98,21 @@ class Loop:
         return held
 
     @property
+    def per_epoch(self) -> float:
+        """Steps of an epoch."""
+        return len(self.data) / batches_of_step(self.options)
+
+    @property
     def epoch(self) -> int:
         """The epoch of the next step, from 0."""
-        batches = self.options.gradient_accumulation_steps * ranks.rank().count
-        return self.done * batches // len(self.data)
+        return self.done * batches_of_step(self.options) // len(self.data)
 
     def step(self) -> Step:
         """The next step. Raises Exploded, with nothing changed, where a loss is no number."""
         started = time.perf_counter()
         options, number = self.options, self.done
-        share = factor(options, number, options.max_train_steps)
-        if options.lr_scheduler != "adafactor":
+        if options.lr_scheduler != "adafactor" and not schedules_itself(options.optimizer_type):
+            share = factor(options, number, options.max_train_steps)
             for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = rate * share
         loss = 0.0
@@ -194,6 +202,11 @@ _ADVICE = (
     "nothing of this step was learnt. Lower the learning rate, or train in 32 bits if this was "
     "in 16."
 )
+
+
+def batches_of_step(options: LoopOptions) -> int:
+    """How many batches all processes together learn from in a step."""
+    return options.gradient_accumulation_steps * ranks.rank().count
 
 
 def _scaler(device: str, scaled: bool) -> Any:

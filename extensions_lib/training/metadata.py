@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from extensions_lib.datasets.captions import split
+from extensions_lib.files.hashes import legacy_hash
 from extensions_lib.models.families import Family
 from extensions_lib.training import data_report
+from extensions_lib.training.loop import batches_of_step
 
 if TYPE_CHECKING:
     from extensions_lib.datasets.items import Picture
@@ -20,8 +22,11 @@ if TYPE_CHECKING:
 
 _VERSIONS = {Family.SD1: "sd_v1", Family.SD2: "sd_v2", Family.SDXL: "sdxl_base_v1-0"}
 _MODULES = {"lora-fa": "networks.lora_fa", "dylora": "networks.dylora", "oft": "networks.oft"}
-_ALGORITHMS = {"norm": "full"}
+_ALGORITHMS = {"norm": "full", "lora": "locon"}
 _PLAIN = ("lora", *_MODULES)
+_MODELSPEC = (  # that options name, as metadata_…
+    "title", "description", "author", "license", "tags", "trigger_phrase", "usage_hint",
+)  # fmt: skip
 _SAME = (  # options that are said by their own name
     "max_train_steps",
     "learning_rate",
@@ -40,12 +45,17 @@ _SAME = (  # options that are said by their own name
     "clip_skip",
     "max_token_length",
     "noise_offset",
+    "noise_offset_random_strength",
     "adaptive_noise_scale",
     "multires_noise_iterations",
     "multires_noise_discount",
     "ip_noise_gamma",
+    "ip_noise_gamma_random_strength",
     "min_snr_gamma",
     "loss_type",
+    "huber_c",
+    "huber_scale",
+    "huber_schedule",
     "prior_loss_weight",
     "cache_latents",
     "caption_dropout_rate",
@@ -62,6 +72,28 @@ _SAME = (  # options that are said by their own name
     "bucket_no_upscale",
     "min_bucket_reso",
     "max_bucket_reso",
+    "resize_interpolation",
+)
+
+
+_ARGUMENTS = (  # of the network, where they are not at their default
+    "dora_wd",
+    "use_tucker",
+    "rank_dropout",
+    "module_dropout",
+    "loraplus_lr_ratio",
+    "loraplus_unet_lr_ratio",
+    "loraplus_text_encoder_lr_ratio",
+    "block_dims",
+    "block_alphas",
+    "conv_block_dims",
+    "conv_block_alphas",
+    "block_lr_weight",
+    "train_norm",
+    "constraint",
+    "rescaled",
+    "decompose_both",
+    "full_matrix",
 )
 
 
@@ -78,7 +110,7 @@ def training_metadata(
 ) -> dict[str, str]:
     """All of it; values are text, dicts are JSON. Times are seconds since 1970."""
     told: dict[str, Any] = {name: getattr(options, name) for name in _SAME}
-    per_epoch = max(1, len(data) // options.gradient_accumulation_steps)
+    batches = batches_of_step(options)
     told |= {
         "session_id": session,
         "training_started_at": started,
@@ -86,12 +118,10 @@ def training_metadata(
         "output_name": options.output_name,
         "steps": steps,
         "epoch": epoch,
-        "num_epochs": -(-options.max_train_steps // per_epoch),
+        "num_epochs": -(-options.max_train_steps * batches // len(data)),
         "batch_size_per_device": options.train_batch_size,
-        "total_batch_size": options.train_batch_size * options.gradient_accumulation_steps,
-        "network_module": _MODULES.get(
-            options.kind, "networks.lora" if options.kind == "lora" else "lycoris.kohya"
-        ),
+        "total_batch_size": options.train_batch_size * batches,
+        "network_module": _module(options),
         "network_dim": options.network_dim,
         "network_alpha": options.network_alpha or options.network_dim,
         "network_args": _network_args(options),
@@ -101,13 +131,15 @@ def training_metadata(
         "base_model_version": _VERSIONS[model.family],
         "sd_model_name": model.path.name if model.path else model.name,
         "new_sd_model_hash": model.hash,
-        "sd_model_hash": model.hash[:8],
+        "sd_model_hash": legacy_hash(model.path) if model.path and model.path.is_file() else "",
+        "full_fp16": False,
+        "lowram": False,
         "zero_terminal_snr": bool(float(model.schedule.alphas_cumprod[-1]) < 1e-6),
         "debiased_estimation": options.debiased_estimation_loss,
         **data_report.metadata(data),
     }
     said = {f"ss_{name}": _text(value) for name, value in told.items()}
-    for key in ("author", "license"):
+    for key in _MODELSPEC:
         if text := getattr(options, f"metadata_{key}"):
             said[f"modelspec.{key}"] = text
     if model.schedule.prediction == "v_prediction":
@@ -115,16 +147,26 @@ def training_metadata(
     return said
 
 
+def _module(options: TrainingOptions) -> str:
+    """What would train such a network there: LyCORIS where it has layers of its presets."""
+    plain = options.kind in _PLAIN and options.layers in ("attn-mlp", "attn-only")
+    return _MODULES.get(options.kind, "networks.lora") if plain else "lycoris.kohya"
+
+
 def _network_args(options: TrainingOptions) -> dict[str, Any] | None:
     """As sd-scripts and LyCORIS are given them."""
     args: dict[str, Any] = {}
-    if options.kind not in _PLAIN:
+    if _module(options) == "lycoris.kohya":
         args["algo"] = _ALGORITHMS.get(options.kind, options.kind)
     if options.conv_dim is not None:
         args |= {"conv_dim": options.conv_dim, "conv_alpha": options.conv_alpha}
-    for name in ("dora_wd", "use_tucker", "rank_dropout", "module_dropout", "loraplus_lr_ratio"):
+    if options.layers != "attn-mlp":
+        args["preset"] = options.layers
+    for name in _ARGUMENTS:
         if value := getattr(options, name):
-            args[name] = value
+            args[name] = _text(value) if isinstance(value, tuple) else value
+    if options.kind == "dylora":
+        args["unit"] = options.unit
     if options.kind == "lokr":
         args["factor"] = options.factor
     return args or None

@@ -1,8 +1,8 @@
 """A new network for a model: which layers it has, of which kind and rank, and how fast each learns.
 
-The choice of layers is kohya's: in the UNet all linear layers and 1x1 convolutions of the
+The usual choice of layers is kohya's: in the UNet all linear layers and 1x1 convolutions of the
 transformers; with a rank for convolutions also the residual blocks and the samplers; in the text
-encoders attention and MLP.
+encoders attention and MLP. The others are those of LyCORIS' presets.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from extensions_lib.adapters import (
     Norm,
 )
 from extensions_lib.errors import CrucibleError
+from extensions_lib.models.families import Family
 from extensions_lib.models.loaded import LoadedModel
 from extensions_lib.models.names import LayerInfo, canonical_layers, component_of
 from extensions_lib.training.blocks import by_block
@@ -41,14 +42,9 @@ def layers_of(model: LoadedModel, options: NetworkOptions) -> dict[str, LayerInf
     for name, info in canonical_layers(model.structure).items():
         component = component_of(name)
         if component == "unet" and options.train_unet:
-            wanted = _of_unet(name, info, options)
+            wanted = _of_unet(name, info, options, model.family)
         elif component in model.structure.text_components and options.train_text_encoder:
-            wanted = (
-                ".layers." in name
-                and (info.kind == "linear" or (info.kind == "norm" and _norms(options)))
-                and _runs(model, name)
-            )
-            wanted = wanted and (options.kind != "norm" or info.kind == "norm")
+            wanted = _of_text(name, info, options) and _runs(model, name)
         else:
             wanted = False
         if wanted:
@@ -62,15 +58,53 @@ def _norms(options: NetworkOptions) -> bool:
     return options.train_norm or options.kind == "norm"
 
 
-def _of_unet(name: str, info: LayerInfo, options: NetworkOptions) -> bool:
-    attention = ".attentions." in name
-    block = ".resnets." in name or "samplers." in name
+def _of_unet(name: str, info: LayerInfo, options: NetworkOptions, family: Family) -> bool:
+    layers = options.layers
+    attention, block = ".attentions." in name, ".resnets." in name or "samplers." in name
     if info.kind == "norm":
         return _norms(options) and (attention or block)
     if options.kind == "norm" or info.kind not in ("linear", "conv"):
         return False
+    kernel = _has_kernel(info)
+    # LyCORIS knows what lies in no block by the names of SD1 and SD2 alone.
+    ends = name in _ENDS and family is not Family.SDXL
+    if layers == "full":
+        return attention or block or ends
+    if layers == "full-lin":
+        return (attention or block or ends) and not kernel
+    if layers == "unet-convblock-only":
+        return block or (ends and kernel)
+    if layers == "ia3":
+        return attention and name.endswith((".to_k", ".to_v", ".ff.net.2"))
+    chosen = ".attn" in name if layers == "attn-only" else attention
     convolutions = options.conv_dim is not None or bool(options.conv_block_dims)
-    return attention or (block and convolutions)
+    return chosen or (block and convolutions)
+
+
+_ENDS = (
+    "unet.conv_in",
+    "unet.conv_out",
+    "unet.time_embedding.linear_1",
+    "unet.time_embedding.linear_2",
+)
+
+
+def _of_text(name: str, info: LayerInfo, options: NetworkOptions) -> bool:
+    if ".layers." not in name:
+        return False
+    if info.kind == "norm":
+        return _norms(options)
+    if options.kind == "norm" or info.kind != "linear":
+        return False
+    if options.layers == "unet-convblock-only":
+        return False
+    if options.layers == "attn-only":
+        return ".self_attn." in name
+    return options.layers != "ia3" or name.endswith((".k_proj", ".v_proj", ".mlp.fc2"))
+
+
+def _has_kernel(info: LayerInfo) -> bool:
+    return info.kind == "conv" and math.prod(info.shape[2:]) > 1
 
 
 def _runs(model: LoadedModel, name: str) -> bool:
@@ -111,7 +145,7 @@ def _fresh(
     shape = info.shape
     if info.kind == "norm":
         return Norm.fresh(shape, bias=info.bias)
-    kernel = info.kind == "conv" and math.prod(shape[2:]) > 1
+    kernel = _has_kernel(info)
     rank, alpha = _rank(model, name, options, kernel)
     make: Callable[..., Adapter] = _MAKERS[options.kind]
     adapter = make(shape, rank, alpha, name, options, kernel, generator)
@@ -236,7 +270,7 @@ def rate_groups(
         if rate * weight == 0:
             continue
         for part, tensor in trained_parts(adapter, options).items():
-            plus = options.loraplus_lr_ratio if part.startswith("lora_up") else None
+            plus = plus_ratio(component, options) if part.startswith("lora_up") else None
             group = f"{component} up" if plus else component
             group += f" × {weight:g}" if weight != 1 else ""
             entry = {"params": [], "lr": rate * weight * (plus or 1), "name": group}
@@ -244,6 +278,14 @@ def rate_groups(
     if not groups:
         raise CrucibleError("nothing is trained: every learning rate is 0.")
     return list(groups.values())
+
+
+def plus_ratio(component: str, options: NetworkOptions) -> float | None:
+    """LoRA+'s ratio in a component: its own, else that of all."""
+    own = options.loraplus_text_encoder_lr_ratio
+    if component == "unet":
+        own = options.loraplus_unet_lr_ratio
+    return own or options.loraplus_lr_ratio
 
 
 def trained_parts(adapter: Adapter, options: NetworkOptions) -> dict[str, Tensor]:
@@ -277,7 +319,8 @@ def limit_norms(adapters: Mapping[str, Adapter], longest: float) -> int:
     Both factors are multiplied by √(longest / norm), as sd-scripts' scale_weight_norms does.
     """
     shortened = 0
-    for adapter in adapters.values():
+    for each in adapters.values():
+        adapter = each.inner if isinstance(each, DoRA) else each
         if not isinstance(adapter, LoRA):
             continue
         factors = adapter.low_rank(adapter.shape)

@@ -147,14 +147,14 @@ def difference(answer: Tensor, wanted: Tensor, kind: str = "l2", c: Tensor | flo
 def huber_c(options: ObjectiveOptions, timesteps: Tensor, schedule: NoiseSchedule) -> Tensor:
     """[B, 1, 1, 1]: c of each picture, falling from 1 (no noise) towards huber_c.
 
-    snr: (1 − c₀) / (1 + σ)² + c₀; exponential: c₀^(t/T).
+    snr: (1 − c₀) / (1 + σ)² + c₀; exponential: c₀^(t/T) times huber_scale; constant: c₀ times it.
     """
-    least = options.huber_c
+    least, scale = options.huber_c, options.huber_scale
     t = timesteps.cpu()
     if options.huber_schedule == "constant":
-        c = torch.full((len(t),), least)
+        c = torch.full((len(t),), least * scale)
     elif options.huber_schedule == "exponential":
-        c = torch.exp(math.log(least) * t / schedule.steps)
+        c = torch.exp(math.log(least) * t / schedule.steps) * scale
     else:
         c = (1 - least) / (1 + schedule.sigmas.cpu()[t]) ** 2 + least
     return c.to(timesteps.device)[:, None, None, None]

@@ -40,6 +40,7 @@ KNOWN: dict[str, Known] = {
     "CAME": Known("pytorch_optimizer.CAME", "pytorch-optimizer"),
     "Prodigy": Known("prodigyopt.Prodigy", "prodigyopt"),
     "DAdaptation": Known("dadaptation.experimental.DAdaptAdamPreprint", "dadaptation"),
+    "DAdaptAdamPreprint": Known("dadaptation.experimental.DAdaptAdamPreprint", "dadaptation"),
     "DAdaptAdam": Known("dadaptation.DAdaptAdam", "dadaptation"),
     "DAdaptAdaGrad": Known("dadaptation.DAdaptAdaGrad", "dadaptation"),
     "DAdaptAdan": Known("dadaptation.DAdaptAdan", "dadaptation"),
@@ -89,6 +90,11 @@ def treats_each_number_alone(name: str) -> bool:
     return _known(name).path in ("torch.optim.AdamW", "torch.optim.Adam", "torch.optim.SGD")
 
 
+def schedules_itself(name: str) -> bool:
+    """Whether its method takes the place of a course of the learning rate (schedule-free)."""
+    return name.lower().endswith("schedulefree")
+
+
 def _fuses(groups: Sequence[Mapping[str, Any]]) -> bool:
     """Whether torch has the update in one operation for where these parameters are."""
     import torch
@@ -121,10 +127,21 @@ def _known(name: str) -> Known:
         return lower[name.lower()]
     if "." in name:
         return Known(name, name.partition(".")[0])
+    if path := _of_torch(name):
+        return Known(path)
     raise CrucibleError(
         f"optimizer_type {name!r}: there is none of that name; known are {', '.join(KNOWN)}, or "
         "give a class by its whole path, package.module.Class."
     )
+
+
+def _of_torch(name: str) -> str:
+    """The path of torch's own optimizer of that name, "" where there is none."""
+    import torch
+
+    found = getattr(torch.optim, name, None)
+    is_one = isinstance(found, type) and issubclass(found, torch.optim.Optimizer)
+    return f"torch.optim.{name}" if is_one and name != "Optimizer" else ""
 
 
 def _class(name: str, known: Known) -> Any:

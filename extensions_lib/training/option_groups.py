@@ -24,6 +24,7 @@ KINDS = (
     "diag-oft",
     "boft",
 )
+LAYERS = ("attn-mlp", "attn-only", "full", "full-lin", "unet-convblock-only", "ia3")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ class NetworkOptions(BlockRates):
     """The options of a network that is trained."""
 
     kind: str = option("lora", "the kind of network", group="Network", choices=KINDS)
+    layers: str = option(
+        "attn-mlp",
+        "which layers, by LyCORIS' presets; conv_dim adds the residual blocks to attn-…",
+        group="Network",
+        choices=LAYERS,
+    )
     network_dim: int = option(16, "rank: how much it can learn, and its size", low=1, high=1024)
     network_alpha: float | None = option(
         None, "strength is alpha / rank; none: 1", group="Network", low=0
@@ -92,6 +99,12 @@ class NetworkOptions(BlockRates):
     loraplus_lr_ratio: float | None = option(
         None, "LoRA+: up learns this much faster; 16", group="Learning rate", low=0
     )
+    loraplus_unet_lr_ratio: float | None = option(
+        None, "LoRA+ of the UNet; none: loraplus_lr_ratio", group="Learning rate", low=0
+    )
+    loraplus_text_encoder_lr_ratio: float | None = option(
+        None, "LoRA+ of the text encoders; none: loraplus_lr_ratio", group="Learning rate", low=0
+    )
 
 
 @dataclass(frozen=True)
@@ -123,6 +136,9 @@ class ObjectiveOptions:
         group="Loss",
         choices=("snr", "exponential", "constant"),
     )
+    huber_scale: float = option(
+        1.0, "times huber_c of the schedules exponential and constant", group="Loss", low=1e-6
+    )
     min_snr_gamma: float | None = option(
         None, "weighs steps with little noise down to this ratio of signal; 5", group="Loss", low=0
     )
@@ -137,7 +153,9 @@ class ObjectiveOptions:
     )
     prior_loss_weight: float = option(1.0, "weight of regularisation pictures", group="Loss", low=0)
     min_timestep: int = option(0, "least noisy step", group="Noise", low=0, high=999)
-    max_timestep: int = option(1000, "end of the steps, not included", group="Noise", low=1)
+    max_timestep: int = option(
+        1000, "end of the steps, not included", group="Noise", low=1, high=1000
+    )
     noise_offset: float | None = option(
         None, "noise that is the same over the picture; for dark and light", group="Noise"
     )

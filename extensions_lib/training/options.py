@@ -5,11 +5,13 @@ Names are those of kohya's sd-scripts where it has the option.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 
 from extensions_lib.datasets.options import DataOptions
 from extensions_lib.errors import CrucibleError
+from extensions_lib.models.place import Sample
 from extensions_lib.options import option
 from extensions_lib.training.option_groups import LoopOptions, NetworkTraining
 from extensions_lib.training.recipe_options import (
@@ -18,8 +20,10 @@ from extensions_lib.training.recipe_options import (
     HypernetworkTraining,
     LLLiteTraining,
 )
+from extensions_lib.training.sample_prompts import read_samples
 
 _BAD_IN_NAMES = re.compile(r'[<>:"/\\|?*=\x00-\x1f]')
+_LONGEST_NAME = 200  # bytes: a file's 255, less what is put behind it
 
 
 @dataclass(frozen=True)
@@ -44,16 +48,24 @@ class SavingOptions:
         None, "of these keeps those of the last so many steps", group="Saving", low=1
     )
     save_last_n_epochs: int | None = option(
-        None, "of these keeps those of the last so many epochs", group="Saving", low=1
-    )
+        None, "of these keeps those of the last so many times save_every_n_epochs",
+        group="Saving", low=1,
+    )  # fmt: skip
     save_state_every_n_steps: int = option(
         250, "from where a run that was killed goes on; 0: from its end alone", group="Saving",
         low=0,
     )  # fmt: skip
     no_metadata: bool = option(False, "the file does not say how it was trained", group="Saving")
     training_comment: str = option("", "a note in the file", group="Saving")
+    metadata_title: str = option("", "the title in the file; none: its name", group="Saving")
+    metadata_description: str = option("", "what it is, in the file", group="Saving")
     metadata_author: str = option("", "the author in the file", group="Saving")
     metadata_license: str = option("", "the licence in the file", group="Saving")
+    metadata_tags: str = option("", "tags in the file, with commas between", group="Saving")
+    metadata_trigger_phrase: str = option(
+        "", "words in the file that a prompt should say", group="Saving"
+    )
+    metadata_usage_hint: str = option("", "how to use it, in the file", group="Saving")
     tensorboard: bool = option(False, "logs for TensorBoard beside the run", group="Saving")
 
 
@@ -77,6 +89,9 @@ class SampleOptions:
     sample_sampler: str = option("", "sampler; none: the host's own choice", group="Samples")
     validate_every_n_steps: int | None = option(
         None, "measures after so many steps; none: a tenth of them", group="Validation", low=1
+    )
+    validate_every_n_epochs: int | None = option(
+        None, "measures after so many epochs", group="Validation", low=1
     )
     max_validation_steps: int | None = option(
         None, "most batches to measure on; none: those of 32 pictures", group="Validation", low=1
@@ -129,9 +144,14 @@ def check(options: TrainingOptions) -> None:
             f"output_name: {name!r} cannot be the name of a file and stand in a prompt; use "
             "letters, digits, - and _."
         )
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        raise CrucibleError(
+            f"output_name: is {len(name)} signs long, which no file can be called; shorten it."
+        )
     if options.min_timestep >= options.max_timestep:
         raise CrucibleError(
             f"min_timestep {options.min_timestep} is not below max_timestep {options.max_timestep}."
         )
+    read_samples(options.sample_prompts, Sample(""))
     if not (options.train_data_dir or options.dataset_config):
         raise CrucibleError("train_data_dir: name the folder of pictures.")

@@ -89,7 +89,7 @@ class Outputs:
         if final:
             self._write_beside(path, data)
         else:
-            self._drop_old(loop, data)
+            self._drop_old(loop)
         return path
 
     def about(self, model: LoadedModel) -> None:
@@ -121,17 +121,21 @@ class Outputs:
     def _on_the_way(self, step: int) -> Path:
         return self.folder / "saved" / f"{self.options.output_name}-step{step:08d}{self.suffix}"
 
-    def _drop_old(self, loop: Loop, data: TrainingData) -> None:
-        """Of those saved on the way keeps what save_last_n_… says."""
-        options, keep = self.options, None
+    def _drop_old(self, loop: Loop) -> None:
+        """Of those saved on the way keeps what save_last_n_… says, counted as sd-scripts does.
+
+        By steps: what is no older than so many. By epochs: so many of those that are saved.
+        """
+        options, done = self.options, loop.done
         if options.save_last_n_steps:
-            keep = options.save_last_n_steps
+            first = float(done - options.save_last_n_steps)
         elif options.save_last_n_epochs:
-            keep = options.save_last_n_epochs * len(data) // options.gradient_accumulation_steps
-        if keep is None:
+            epochs = options.save_last_n_epochs * (options.save_every_n_epochs or 1)
+            first = (int(done / loop.per_epoch) - epochs + 1) * loop.per_epoch
+        else:
             return
         for path in (self.folder / "saved").glob(f"*-step????????{self.suffix}"):
-            if int(path.stem[-8:]) <= loop.done - keep:
+            if int(path.stem[-8:]) < first:
                 path.unlink(missing_ok=True)
 
 

@@ -24,8 +24,9 @@ from extensions_lib.training.data_report import DataReport, report
 from extensions_lib.training.encoding import TextOptions
 from extensions_lib.training.kinds import kind_of
 from extensions_lib.training.looking import on_the_model
-from extensions_lib.training.loop import Loop
+from extensions_lib.training.loop import Loop, batches_of_step
 from extensions_lib.training.metadata import free_name
+from extensions_lib.training.optimizers import schedules_itself
 from extensions_lib.training.options import TrainingOptions, check
 
 _MOMENTS = {"adamw": 2, "adam": 2, "lion": 1, "sgdnesterov": 1, "adafactor": 0}
@@ -88,7 +89,7 @@ def look_ahead(
     if data is None:
         return Preflight(tuple(problems), tuple(notes))
     told = report(data)
-    notes += told.notes
+    notes += [*_without_effect(options), *told.notes]
     steps, epochs = steps_of(options, len(data))
     cost = None
     if measured and not problems:
@@ -103,11 +104,11 @@ def look_ahead(
 
 def steps_of(options: TrainingOptions, batches: int) -> tuple[int, float]:
     """Steps of the optimizer, and the epochs that they are."""
-    accumulation = options.gradient_accumulation_steps
+    each = batches_of_step(options)
     steps = options.max_train_steps
     if options.max_train_epochs:
-        steps = -(-batches * options.max_train_epochs // accumulation)
-    return steps, steps * accumulation / batches
+        steps = -(-batches * options.max_train_epochs // each)
+    return steps, steps * each / batches
 
 
 def text_options(place: Place, options: TrainingOptions) -> TextOptions:
@@ -130,7 +131,7 @@ def _read(
     notes: list[str],
 ) -> TrainingData:
     text, facts = text_options(place, options), facts_of(place)
-    how = DataRun(options.seed, options.max_train_steps, options.gradient_accumulation_steps)
+    how = DataRun(options.seed, options.max_train_steps, batches_of_step(options))
     subsets = subsets_of(options, notes)
     return read_training_data(
         subsets, options, how, text, facts=facts, on_progress=on_progress, stop=stop
@@ -145,9 +146,57 @@ def _against(options: TrainingOptions) -> list[str]:
             "cache_text_encoder_outputs: the text encoders would be trained, so prompts cannot be "
             "encoded once; switch train_text_encoder off."
         )
-    if options.loraplus_lr_ratio and options.kind not in ("lora", "dylora"):
-        said.append(f"loraplus_lr_ratio: is for lora and dylora, not for {options.kind}.")
+    ratios = [name for name in _RATIOS if getattr(options, name)]
+    if ratios and options.kind not in ("lora", "dylora"):
+        said.append(f"{ratios[0]}: is for lora and dylora, not for {options.kind}.")
+    if options.lr_scheduler == "adafactor" and options.optimizer_type.lower() != "adafactor":
+        said.append(
+            "lr_scheduler: adafactor is for the optimizer of that name, which sets its own rates;"
+            " choose another."
+        )
     return said
+
+
+def _without_effect(options: TrainingOptions) -> list[str]:
+    """What changes nothing as it is, or not what one may expect, a sentence each."""
+    said, optimizer = [], options.optimizer_type
+    if schedules_itself(optimizer):
+        said.append(
+            f"lr_scheduler, lr_warmup_steps: change nothing, since {optimizer} needs no course of"
+            " the learning rate; say warmup_steps in optimizer_args."
+        )
+    elif options.lr_warmup_steps and options.lr_scheduler in ("constant", "adafactor"):
+        said.append(
+            f"lr_warmup_steps: changes nothing with {options.lr_scheduler}; choose"
+            " constant_with_warmup."
+        )
+    if optimizer.lower().startswith(_MEASURING) and options.learning_rate < _LOW:
+        said.append(
+            f"learning_rate: {options.learning_rate:g} is little for {optimizer}, which multiplies"
+            " it by what it measures; 1 is usual."
+        )
+    if options.train != "network":
+        return said
+    if options.network_dropout and (options.kind not in _BY_RANKS or options.dora_wd):
+        kind = f"{options.kind} with dora_wd" if options.dora_wd else options.kind
+        said.append(f"network_dropout: changes nothing for {kind}.")
+    if options.kind not in _BY_RANKS and options.scale_weight_norms:
+        said.append(f"scale_weight_norms: changes nothing for {options.kind}.")
+    if options.network_weights:
+        said.append("network_weights: kind, layers, ranks and alphas are those of the file.")
+        for part in ("unet", "text_encoder"):
+            if not getattr(options, f"train_{part}"):
+                said.append(
+                    f"network_weights: the file's layers of the {part.replace('_', ' ')} are left"
+                    " out, since it is not trained."
+                )
+    return said
+
+
+_RATIOS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
+_BY_RANKS = ("lora", "lora-fa", "dylora")
+_MEASURING = ("prodigy", "dadapt")  # optimizers that find the learning rate
+_LOW = 0.1  # below which sd-scripts warns, too
 
 
 def _measured(place: Place, options: TrainingOptions, data: TrainingData) -> Cost:

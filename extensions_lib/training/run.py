@@ -32,11 +32,11 @@ from extensions_lib.training.data import Run as DataRun
 from extensions_lib.training.data import TrainingData, read_training_data
 from extensions_lib.training.kinds import kind_of
 from extensions_lib.training.looking import Looking, is_due, on_the_model
-from extensions_lib.training.loop import Exploded, Loop, Step
+from extensions_lib.training.loop import Exploded, Loop, Step, batches_of_step
 from extensions_lib.training.options import TrainingOptions, check
 from extensions_lib.training.outputs import Outputs
 from extensions_lib.training.pace import Pace, seldom_searched
-from extensions_lib.training.preflight import facts_of, text_options
+from extensions_lib.training.preflight import facts_of, steps_of, text_options
 from extensions_lib.training.recipes.network import NetworkRecipe
 from extensions_lib.training.record import Record
 from extensions_lib.training.state import load_state, save_state, states
@@ -208,11 +208,11 @@ class Run:
     def _prepared(self) -> tuple[Loop, TrainingData]:
         options = self.options
         self._say(doing="looking at the pictures")
-        accumulation = options.gradient_accumulation_steps
+        batches = batches_of_step(options)
         how = DataRun(
             seed=options.seed,
             steps=options.max_train_steps,
-            accumulation=accumulation,
+            accumulation=batches,
         )
         data = read_training_data(
             subsets_of(options),
@@ -225,12 +225,12 @@ class Run:
         )
         self._identity = data.identity
         if options.max_train_epochs:
-            steps = -(-len(data) * options.max_train_epochs // accumulation)
+            steps = steps_of(options, len(data))[0]
             options = self.options = replace(options, max_train_steps=steps)
             data.run = replace(data.run, steps=steps)
         self._say(
             steps=options.max_train_steps,
-            epochs=-(-options.max_train_steps * accumulation // len(data)),
+            epochs=-(-options.max_train_steps * batches // len(data)),
             doing="encoding the pictures",
         )
         with self.place.turn(self._stop) as model:
@@ -262,7 +262,6 @@ class Run:
     # --- steps --------------------------------------------------------------------------------
 
     def _steps(self, loop: Loop, looking: Looking) -> None:
-        per_epoch = len(loop.data) / loop.options.gradient_accumulation_steps
         steps = loop.options.max_train_steps
         self._pace.begin(loop.done)
         while loop.done < steps and not ranks.any_of(self._stop.is_set()):
@@ -274,8 +273,8 @@ class Run:
                     step = loop.step()
             except Stopped:
                 break
-            self._after(step, loop, per_epoch)
-            saved = self._write_if_due(loop, per_epoch)
+            self._after(step, loop)
+            saved = self._write_if_due(loop)
             if self._look(looking.after_step) and not saved:
                 self._write_with_samples(loop)
 
@@ -294,14 +293,14 @@ class Run:
         ):
             yield
 
-    def _after(self, step: Step, loop: Loop, per_epoch: float) -> None:
+    def _after(self, step: Step, loop: Loop) -> None:
         done = loop.done
         self._pace.step(step.loss)
         left = (loop.options.max_train_steps - done) / self._pace.per_second
         self.record.add(done, loss=step.loss, norm=step.norm, rates=step.rates)
         self._say(
             step=done,
-            epoch=int((done - 1) / per_epoch) + 1,
+            epoch=int((done - 1) / loop.per_epoch) + 1,
             loss=self._pace.loss,
             per_second=self._pace.per_second,
             seconds_left=left,
@@ -326,10 +325,10 @@ class Run:
         if wanted and loop.done < loop.options.max_train_steps:
             self._write_if_possible(loop)
 
-    def _write_if_due(self, loop: Loop, per_epoch: float) -> bool:
+    def _write_if_due(self, loop: Loop) -> bool:
         """What is due after a step; whether what is learnt was written."""
         options, done = self.options, loop.done
-        due = is_due(done, per_epoch, options.save_every_n_steps, options.save_every_n_epochs)
+        due = is_due(done, loop.per_epoch, options.save_every_n_steps, options.save_every_n_epochs)
         every = options.save_state_every_n_steps
         if self._save.is_set() or (due and done < loop.options.max_train_steps):
             self._save.clear()

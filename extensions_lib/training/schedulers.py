@@ -19,7 +19,6 @@ NAMES = (
     "rex",
     "adafactor",
 )
-_REX = 0.5  # REX's constant
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,10 @@ class SchedulerOptions:
     lr_scheduler_min_lr_ratio: float = option(
         0.0, "share of the learning rate at which it ends", group="Learning rate", low=0, high=1
     )
+    lr_scheduler_rex_d: float = option(
+        0.5, "rex: how long it stays high; 0.5 as published, elsewhere often 0.9",
+        group="Learning rate", low=0, high=0.99,
+    )  # fmt: skip
 
 
 def factor(options: SchedulerOptions, step: int, steps: int) -> float:
@@ -61,18 +64,18 @@ def factor(options: SchedulerOptions, step: int, steps: int) -> float:
     The formulas are those of transformers' schedulers; "rex" is Chen et al. 2022 (arXiv
     2107.04197); "adafactor" leaves the rate to the optimizer of that name.
     """
-    name = options.lr_scheduler
+    name, least = options.lr_scheduler, options.lr_scheduler_min_lr_ratio
     warmup = _steps(options.lr_warmup_steps, steps)
     if name in ("constant", "adafactor"):
         return 1.0
     if step < warmup:
-        return step / max(1, warmup)
+        begun = step / max(1, warmup)
+        return least + (1 - least) * begun if name == "warmup_stable_decay" else begun
     if name == "constant_with_warmup":
         return 1.0
     if name == "inverse_sqrt":
         scale = options.lr_scheduler_timescale or warmup or 10_000
         return 1.0 / math.sqrt((step + scale - warmup) / scale)
-    least = options.lr_scheduler_min_lr_ratio
     if name == "warmup_stable_decay":
         decay = _steps(options.lr_decay_steps, steps)
         if step < steps - decay:
@@ -97,7 +100,8 @@ def _fallen(options: SchedulerOptions, done: float) -> float:
     if name == "polynomial":
         return float((1 - done) ** options.lr_scheduler_power)
     if name == "rex":
-        return (1 - done) / (1 - _REX + _REX * (1 - done))
+        d = options.lr_scheduler_rex_d
+        return (1 - done) / (1 - d + d * (1 - done))
     raise ValueError(f"no schedule is called {name!r}")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from extensions_lib.datasets.dataset_file import read_toml
 from extensions_lib.errors import CrucibleError
-from extensions_lib.options import add_arguments, changed, checked, options_of
+from extensions_lib.options import add_arguments, checked, options_of
 from extensions_lib.ui.terminal import Line, stopping
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ def told_options(
         if is_kohya(held):
             config = read_kohya(arguments.config)
             checkpoint, notes = config.checkpoint, config.notes
-            told |= changed(config.options)
+            # all of it: what a config of theirs does not name is as their program has it
+            told |= vars(config.options)
         else:
             told |= held
     names = {each.name for each in options_of(TrainingOptions)}

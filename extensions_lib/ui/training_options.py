@@ -44,8 +44,13 @@ _OWN = (
     "network_weights",
     "sample_prompts",
     "training_comment",
+    "metadata_title",
+    "metadata_description",
     "metadata_author",
     "metadata_license",
+    "metadata_tags",
+    "metadata_trigger_phrase",
+    "metadata_usage_hint",
 )
 
 

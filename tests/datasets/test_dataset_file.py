@@ -229,6 +229,15 @@ def test_captions_of_a_metadata_file(tmp_path: Path) -> None:
     assert captions(wild) == {"a.png": "x,z\ny,z"}
 
 
+def test_tags_of_a_metadata_file_may_be_a_list(tmp_path: Path) -> None:
+    held = {"a": {"caption": "a cat", "tags": ["cat", "red mat"]}, "b": {"tags": []}}
+    assert captions(metadata(tmp_path, held)) == {"a.png": "a cat,cat,red mat", "b.png": ""}
+    for wrong in (3, {"cat": 0.9}, [["cat"]]):
+        path = metadata(tmp_path, {"a": {"tags": wrong}})
+        with pytest.raises(FileProblem, match=r"meta\.json: a: tags: takes text or a list"):
+            find_pictures(read_dataset_file(path), DataOptions())
+
+
 def test_a_metadata_file_that_names_what_is_not_there(tmp_path: Path) -> None:
     path = metadata(tmp_path, {"a": {"caption": "x"}, "gone": {"caption": "y"}})
     found = find_pictures(read_dataset_file(path), DataOptions())

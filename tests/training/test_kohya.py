@@ -8,9 +8,7 @@ import pytest
 
 from extensions_lib.datasets.dataset_file import read_toml
 from extensions_lib.errors import CrucibleError
-from extensions_lib.options import checked
-from extensions_lib.training.kohya import is_kohya, kohya_text, read_kohya
-from extensions_lib.training.options import TrainingOptions
+from extensions_lib.training.kohya import is_kohya, read_kohya
 
 CONFIG = """
 pretrained_model_name_or_path = "/models/v1-5.safetensors"
@@ -141,28 +139,6 @@ def test_sample_prompts_are_read(tmp_path: Path) -> None:
     assert o.sample_prompts == ("a cat --d 1", "# no", "a dog") and o.sample_sampler == "Euler a"
 
 
-@pytest.mark.parametrize(
-    "told",
-    [
-        {"kind": "lora", "network_dim": 8, "network_alpha": 4.0, "conv_dim": 2},
-        {"kind": "dylora", "unit": 2},
-        {"kind": "oft", "constraint": 0.001},
-        {"kind": "boft", "rescaled": True},
-        {"kind": "lokr", "factor": 8, "decompose_both": True, "use_tucker": True},
-        {"kind": "lora", "dora_wd": True, "train_text_encoder": False},
-        {"kind": "lora-fa", "text_encoder_lr": (1e-4, 2e-4), "train_unet": True},
-        {"block_lr_weight": (0.5,) * 25, "optimizer_args": ("weight_decay=0.1",)},
-        {"resolution": "640", "shuffle_caption": True, "caption_prefix": 'say "x", \\ ü'},
-    ],
-)
-def test_written_and_read_again_it_is_the_same(told: dict[str, object], tmp_path: Path) -> None:
-    before = checked(TrainingOptions, {"train_data_dir": "/d", "network_alpha": 1.0, **told})
-    path = written(tmp_path, kohya_text(before, "/m.safetensors"))
-    found = read_kohya(path)
-    assert found.checkpoint == "/m.safetensors"
-    assert found.options == before
-
-
 def test_configs_of_the_programs_that_train_checkpoints() -> None:
     told = {"pretrained_model_name_or_path": "a.safetensors", "train_data_dir": "/data"}
     rates = [0.0] * 3 + [1e-6] * 10 + [4e-6] * 10
@@ -171,7 +147,13 @@ def test_configs_of_the_programs_that_train_checkpoints() -> None:
     assert found.options.unet_lr == 4e-6
     assert found.options.block_lr_weight == (0.0,) * 3 + (0.25,) * 10 + (1.0,) * 10
     assert any("block_lr" in note for note in found.notes)
-    found = read_kohya({**told, "learning_rate_te1": 1e-6, "learning_rate_te2": 5e-7})
+    rates = {"learning_rate_te1": 1e-6, "learning_rate_te2": 5e-7}
+    found = read_kohya({**told, **rates})  # sdxl_train.py has a switch for them besides
+    assert found.options.train == "checkpoint" and not found.options.train_text_encoder
+    assert any("without train_text_encoder" in note for note in found.notes)
+    found = read_kohya({**told, "train_text_encoder": True, "learning_rate_te2": 5e-7})
+    assert found.options.text_encoder_lr == (2e-6, 5e-7)  # the usual rate for the first
+    found = read_kohya({**told, "train_text_encoder": True, **rates})
     assert found.options.train == "checkpoint" and found.options.train_text_encoder
     assert found.options.text_encoder_lr == (1e-6, 5e-7)
 

@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from extensions_lib.adapters import DoRA
 from extensions_lib.errors import CrucibleError, FileProblem
+from extensions_lib.training import ranks
 from extensions_lib.training.loop import Exploded, Loop, LoopOptions, Step
 from extensions_lib.training.option_groups import KINDS
+from extensions_lib.training.options import TrainingOptions
+from extensions_lib.training.preflight import steps_of
 from extensions_lib.training.recipes.network import NetworkRecipe, NetworkTraining
 from extensions_lib.training.state import load_state, save_state, states
 from tests.patching.standin import Bits
@@ -120,13 +124,16 @@ def test_text_encoders_are_left_alone_when_asked(folder: Path) -> None:
         run(folder, 1, train_text_encoder=False, train_unet=False)
 
 
-def test_norms_stay_within_their_limit(folder: Path) -> None:
-    free = run(folder, 3, learning_rate=0.1, lr_scheduler="constant")
-    bound = run(folder, 3, learning_rate=0.1, lr_scheduler="constant", scale_weight_norms=0.05)
+@pytest.mark.parametrize("dora", [False, True])
+def test_norms_stay_within_their_limit(folder: Path, dora: bool) -> None:
+    told = {"learning_rate": 0.1, "lr_scheduler": "constant", "dora_wd": dora}
+    free = run(folder, 3, **told)
+    bound = run(folder, 3, scale_weight_norms=0.05, **told)
 
     def longest(loop: Loop) -> float:
         adapters = loop.recipe.learnt().values()
-        return max(float(a.delta(torch.zeros(a.shape)).norm()) for a in adapters)
+        inner = [a.inner if isinstance(a, DoRA) else a for a in adapters]
+        return max(float(a.delta(torch.zeros(a.shape)).norm()) for a in inner)
 
     assert longest(free) > 0.1
     assert longest(bound) <= 0.05 * 1.001
@@ -169,3 +176,34 @@ def test_a_step_says_what_it_was(folder: Path) -> None:
     assert [type(step) for step in loop.steps] == [Step, Step]
     assert loop.data.asked == [(0, 0), (0, 1), (0, 2), (1, 0)]
     assert loop.epoch == 1
+
+
+class OneOfMyOwnScheduleFree(torch.optim.SGD):
+    """An optimizer whose name says that it needs no course of the learning rate."""
+
+    def train(self) -> None:
+        """As those of schedulefree have it."""
+
+    eval = train
+
+
+def test_an_optimizer_that_is_schedule_free_has_its_rate_throughout(folder: Path) -> None:
+    name = f"{__name__}.OneOfMyOwnScheduleFree"
+    loop = run(folder, 3, optimizer_type=name, lr_scheduler="linear", lr_warmup_steps=2)
+    assert [step.rates["unet"] for step in loop.steps] == [1e-3] * 3
+
+
+def test_optimizers_of_torch_are_known_by_their_name(folder: Path) -> None:
+    loop = run(folder, 1, optimizer_type="NAdam")
+    assert type(loop.optimizer) is torch.optim.NAdam
+    with pytest.raises(CrucibleError, match="there is none of that name"):
+        run(folder, 1, optimizer_type="Optimizer")
+
+
+def test_epochs_are_those_of_all_processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = run(folder, 2)
+    assert (loop.per_epoch, loop.epoch) == (3.0, 0)
+    monkeypatch.setattr(ranks, "rank", lambda: ranks.Rank(0, 3))
+    assert (loop.per_epoch, loop.epoch) == (1.0, 2)
+    options = TrainingOptions(max_train_epochs=4, gradient_accumulation_steps=2)
+    assert steps_of(options, 12) == (8, 4.0)  # each step learns from 6 batches

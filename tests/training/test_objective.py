@@ -109,16 +109,17 @@ def test_small_differences_are_exact_in_fp32() -> None:
     assert abs(got.item() / exact - 1) < 1e-5
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.5])
 @pytest.mark.parametrize("kind", ["snr", "exponential", "constant"])
-def test_huber_c(kind: str) -> None:
+def test_huber_c(kind: str, scale: float) -> None:
     plan = schedule()
-    options = ObjectiveOptions(huber_schedule=kind, huber_c=0.05)
+    options = ObjectiveOptions(huber_schedule=kind, huber_c=0.05, huber_scale=scale)
     got = objective.huber_c(options, STEPS, plan).double().flatten()
     sigma = ((1 - alphas(plan)) / alphas(plan)).sqrt()
     expected = {
         "snr": (1 - 0.05) / (1 + sigma) ** 2 + 0.05,
-        "exponential": 0.05 ** (STEPS.double() / 1000),
-        "constant": torch.full((4,), 0.05, dtype=torch.float64),
+        "exponential": scale * 0.05 ** (STEPS.double() / 1000),
+        "constant": torch.full((4,), 0.05 * scale, dtype=torch.float64),
     }[kind]
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)
 

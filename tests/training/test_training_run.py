@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from extensions_lib.errors import CrucibleError
+from extensions_lib.files.hashes import legacy_hash
 from extensions_lib.files.networks import read_network
 from extensions_lib.hosts.base import GenerationRequest
 from extensions_lib.hosts.standalone import StandaloneHost
@@ -85,7 +86,9 @@ def test_a_run_leaves_a_network_and_the_model_as_it_was(
     host: StandaloneHost, runs: Runs, pictures: Path, tmp_path: Path
 ) -> None:
     before, plain = bits(host), host.generate(order("a thing")).images[0]
-    run = ended(runs.start(replace(runner.options(pictures, 6), no_metadata=False)))
+    run = ended(
+        runs.start(replace(runner.options(pictures, 6), no_metadata=False, metadata_title="Things"))
+    )
     assert bits(host) == before
     assert host.generate(order("a thing")).images[0].tobytes() == plain.tobytes()
     file = tmp_path / "models" / "Lora" / f"{runner.NAME}.safetensors"
@@ -93,6 +96,9 @@ def test_a_run_leaves_a_network_and_the_model_as_it_was(
     assert not (network.unmatched or network.problems)
     assert network.metadata["ss_steps"] == "6" and network.metadata["ss_num_train_images"] == "10"
     assert network.metadata["sshs_model_hash"]
+    assert network.metadata["ss_sd_model_hash"] == legacy_hash(host.checkpoint)
+    assert network.metadata["ss_huber_schedule"] == "snr"
+    assert network.metadata["modelspec.title"] == "Things"
     assert file.with_suffix(".png").is_file()
     changed = host.generate(order(f"a thing <lora:{runner.NAME}:1>"))
     assert not changed.messages
@@ -253,6 +259,50 @@ def test_broken_pictures_are_named_before_the_start(
     run = ended(runs.start(runner.options(folder, 2)), "failed")
     assert "bad.png" in run.status().message
     assert not run.record.entries("loss")
+
+
+def test_a_network_that_is_gone_on_with_trains_what_is_asked_for(
+    runs: Runs, pictures: Path, tmp_path: Path
+) -> None:
+    whole = replace(runner.options(pictures, 2), network_dropout=0.0, ema_decay=0.0)
+    first = ended(runs.start(replace(whole, output_name="whole"))).outputs.final
+    more = replace(whole, output_name="more", network_weights=str(first), learning_rate=1e-2)
+    run = ended(runs.start(replace(more, train_text_encoder=False)))
+    assert set(run.record.entries("rates")[-1]["rates"]) == {"unet"}
+    layers = read_network(run.outputs.final).adapters
+    assert layers and all(layer.startswith("unet.") for layer in layers)
+    only = replace(more, output_name="none", train_unet=False, train_text_encoder=False)
+    assert "train_unet and train_text_encoder" in ended(runs.start(only), "failed").status().message
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        # those of the last two that are saved, every second epoch; an epoch is 3 steps
+        ({"save_every_n_epochs": 2, "save_last_n_epochs": 2}, [12, 18]),
+        # those of at most 4 steps ago
+        ({"save_every_n_steps": 2, "save_last_n_steps": 4}, [14, 16, 18]),
+        ({"save_every_n_steps": 5}, [5, 10, 15]),
+    ],
+)
+def test_the_last_ones_are_kept_as_sd_scripts_counts(
+    runs: Runs, pictures: Path, told: dict[str, int], kept: list[int]
+) -> None:
+    options = replace(
+        runner.options(pictures, 19), train_batch_size=4, gradient_accumulation_steps=1,
+        sample_every_n_steps=100, **told,
+    )  # fmt: skip
+    run = ended(runs.start(options))
+    assert len(run._data) == 3
+    saved = sorted((run.folder / "saved").glob("*.safetensors"))
+    assert [int(path.stem[-8:]) for path in saved] == kept
+
+
+def test_it_is_measured_by_epochs_where_that_is_asked(runs: Runs, pictures: Path) -> None:
+    options = replace(runner.options(pictures, 7), validate_every_n_steps=None)
+    options = replace(options, validate_every_n_epochs=2, gradient_accumulation_steps=1)
+    run = ended(runs.start(replace(options, train_batch_size=4)))
+    assert [each["step"] for each in run.record.entries("validation")] == [0, 6, 7]
 
 
 @pytest.mark.slow
