@@ -116,6 +116,8 @@ class Option:
         return f"{said}, or none" if self.optional else said
 
     def _problem(self, value: Any) -> OptionProblem:
+        if value is None or value == "":
+            return OptionProblem(f"{self.name}: takes {self.takes()}, and is empty.")
         return OptionProblem(f"{self.name}: takes {self.takes()}, not {value!r}.")
 
 

@@ -327,9 +327,30 @@
         return text.replace(plain, texts[pattern].replaceAll("{n}", () => numbers.shift()));
     }
 
+    // A sentence about somebody's file is found as "{file}: there is no such folder". What stands in
+    // a hole is left as it is, unless it has a line of its own.
+    const HOLE = /\{(?!n\})[a-z]+\}/g;
+    const SAID = ".crucible-messages, .crucible-training-said-last";
+    const sentences = Object.entries(texts ?? {}).filter(([text]) => text.match(HOLE)).map(
+        ([text, told]) => ({told, holes: text.match(HOLE), pattern: new RegExp(
+            `^${text.split(HOLE).map(escaped).join("(.+?)")}$`, "s")}));
+
+    function sentence(plain) {
+        for (const {pattern, holes, told} of sentences) {
+            const found = plain.match(pattern);
+            if (!found) continue;
+            return told.replace(HOLE, (hole) => {
+                const part = found[holes.indexOf(hole) + 1];
+                return Object.hasOwn(texts, part) ? texts[part] : sentence(part);
+            });
+        }
+        return plain;
+    }
+
     function translateText(node) {
         if (node.parentElement?.closest(`${OURS}, script, style`)) return;
-        const text = translated(node.data);
+        let text = translated(node.data);
+        if (text === node.data && node.parentElement?.closest(SAID)) text = sentence(text.trim());
         if (text !== node.data) node.data = text;
     }
 

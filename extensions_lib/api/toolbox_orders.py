@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from extensions_lib.api.typed import typed_path
 from extensions_lib.errors import CrucibleError, FileProblem
 from extensions_lib.options import checked
 from extensions_lib.toolbox import sorts
@@ -81,12 +82,10 @@ class Desk:
         Quotes of a file manager and `~` are understood. Raises CrucibleError for none, and for one
         that may not be named.
         """
-        plain = (text or "").strip().strip("\"'")
-        if not plain or "\0" in plain:
-            raise CrucibleError(f"Name {what}: type its path, or its name if it is a model here.")
-        path = self.base / Path(plain).expanduser()
-        if not os.path.lexists(path) and not set(plain) & set("/\\"):
-            path = self._of_name(plain) or path
+        asked = f"Name {what}: type its path, or its name if it is a model here."
+        path = typed_path(text, self.base, asked)
+        if not os.path.lexists(path) and not set(text or "") & set("/\\"):
+            path = self._of_name(path.name) or path
         self._check(path)
         return path
 

@@ -17,7 +17,8 @@ _SAME = 0.01  # difference of two proportions that is not worth a word
 
 
 def received(value: object) -> Image.Image | None:
-    """What a page gives (a picture, or None) or a REST order: base64 text, also as a data URL.
+    """What a page gives (a picture, None, or what is wrong with it) or a REST order: base64 text,
+    also as a data URL.
 
     Raises FileProblem for anything else.
     """
@@ -26,6 +27,8 @@ def received(value: object) -> Image.Image | None:
     if value is None or value == "":
         return None
     try:
+        if isinstance(value, PictureProblem):
+            raise value
         if isinstance(value, Image.Image):
             return as_rgb(value)
         if isinstance(value, str):

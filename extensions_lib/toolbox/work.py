@@ -114,7 +114,7 @@ def destination(order: Output, inputs: Sequence[Path], ending: str, suffix: str)
         return free_name(path)
     if any(path.exists() and each.exists() and path.samefile(each) for each in inputs):
         raise FileProblem(f"{path}: is an input, which is not written over; give another name")
-    raise FileProblem(f"{path}: exists; give another name, or --number to number it")
+    raise FileProblem(f"{path}: exists; give another name, or have it numbered (--number)")
 
 
 _SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin", ".pth")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from extensions_lib.prompts.tags import split_tags
-from extensions_lib.ui.compat import at_once, from_files, named, only_last
+from extensions_lib.ui.compat import at_once, named, only_last
+from extensions_lib.ui.dropped import picture_field
 
 if TYPE_CHECKING:
     from extensions_lib.library import Library
@@ -34,9 +35,7 @@ class ControlPanel:
 def picture_input(elem_id: str) -> gr.Image:
     """Where the picture is dropped; also in a WebUI."""
     # In its own mode: as RGB, gradio would cut the range of a picture of 16 bits.
-    return gr.Image(
-        label=HINT, type="pil", image_mode=None, height=220, elem_id=elem_id, **from_files()
-    )
+    return picture_field(label=HINT, image_mode=None, height=220, elem_id=elem_id)
 
 
 def build_control_panel() -> ControlPanel:

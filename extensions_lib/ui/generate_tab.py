@@ -49,6 +49,16 @@ class Room:
     outputs: OutputFolder
     checkpoints: Callable[[], list[Path]]
 
+    def in_use(self) -> str | None:
+        """Of the checkpoints offered the one that the host has, else the first; None for none."""
+        offered = self.checkpoints()
+        try:
+            now = self.studio.host.checkpoint.absolute()
+        except FileProblem:  # there is none
+            return None
+        same = (path for path in offered if path.absolute() == now)
+        return str(next(same, offered[0])) if offered else None
+
     def info(self, chosen: str | None) -> CheckpointInfo | None:
         """The checkpoint chosen in the list."""
         return describe(Path(chosen)) if chosen else None
@@ -151,19 +161,23 @@ def _stage() -> tuple[Any, ...]:
 def _wire_generation(room: Room, form: Form, stage: Stage) -> None:
     names = list(vars(form))
 
-    def generate(request: gr.Request, *values: Any) -> Iterator[Changes]:
+    def generate(request: gr.Request, made: list[Any], *values: Any) -> Iterator[Changes]:
         given = dict(zip(names, values, strict=True))
         started = time.monotonic()
         for changes in _generate(room, form, stage, given, window_of(request)):
             if changes.get(stage.progress) == AT_REST:
                 changes[stage.progress] = pieces.ended(time.monotonic() - started)
+                if made and stage.gallery not in changes:  # the last pictures, in place of previews
+                    changes[stage.preview] = gr.update(value="", visible=False)
+                    changes[stage.gallery] = gr.update(visible=True)
             yield changes
 
     def stop(request: gr.Request) -> None:
         room.studio.stop(window_of(request))
 
     outputs = [form.prompt, *stage.all]
-    stage.go.click(generate, form.all, outputs, show_progress="hidden", **side_by_side(WINDOWS))
+    running: dict[str, Any] = {"show_progress": "hidden", **side_by_side(WINDOWS)}
+    stage.go.click(generate, [stage.made, *form.all], outputs, **running)
     stage.stop.click(stop, None, None, **at_once())
 
 
@@ -184,13 +198,14 @@ def _generate(
     if not given["prompt"].strip() and not given["negative"].strip():
         # The first press of someone who has not typed anything shows what the model can do.
         given["prompt"] = opening[form.prompt] = info.example
-    yield opening
     try:
         order = request_of(given)
     except FileProblem as problem:
         yield _failed(stage, str(problem))
         return
-    for update in room.studio.run(order, window, info.path):
+    updates = room.studio.run(order, window, info.path)  # before Stop can be pressed
+    yield opening
+    for update in updates:
         yield _changes(room, stage, update)
 
 
@@ -278,7 +293,7 @@ def _wire_form(
 
     def opened() -> Changes:
         choices = [(path.stem, str(path)) for path in room.checkpoints()]
-        value = choices[0][1] if choices else None
+        value = room.in_use()
         if choices:
             room.studio.warm_up()
         return {

@@ -44,9 +44,13 @@ class Jobs:
     def run(self, window: str, job: Job) -> Iterator[Update]:
         """Waits for its turn, then runs; yields an Update whenever something changed.
 
-        Closing the iterator (the window went away) stops the job.
+        Closing the iterator (the window went away) stops the job; so does a Stop that comes
+        before the first of them is asked for.
         """
         stop = self._stops[window] = threading.Event()
+        return self._updates(window, job, stop)
+
+    def _updates(self, window: str, job: Job, stop: threading.Event) -> Iterator[Update]:
         ticket = object()
         with self._line_lock:
             self._line.append(ticket)

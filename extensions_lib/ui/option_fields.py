@@ -21,6 +21,8 @@ T = TypeVar("T")
 SEARCH = (
     '<input type="search" class="crucible-option-search" placeholder="Find an option"'
     ' aria-label="Find an option">'
+    '<p class="crucible-option-none" hidden>None of these has such a name; the fields above are'
+    " options too.</p>"
 )
 _FEW = 6  # choices that are shown side by side
 
@@ -53,11 +55,13 @@ class OptionForm(Generic[T]):
         each = self.options[name]
         told.setdefault("elem_id", f"{self.prefix}-{name.replace('_', '-')}")
         told.setdefault("elem_classes", ["crucible-option"])
+        help = shown_help(each)
         if name in self.lines:
-            told = {"label": each.label, "info": f"{each.help}; one a line", **told}
+            told = {"label": each.label, "info": f"{help}; one a line", **told}
             value = self._shown(name, self.initial[name])
             self.fields[name] = gr.Textbox(value, lines=2, max_lines=12, **told)
         else:
+            told = {"info": help, **told}
             self.fields[name] = _component(each, self.initial[name], told)
         return self.fields[name]
 
@@ -121,10 +125,15 @@ def searchable() -> Iterator[None]:
         yield
 
 
+def shown_help(each: Option) -> str:
+    """An option's help below its field, which knows no Markdown."""
+    return each.help.replace("`", "")
+
+
 def _component(each: Option, value: Any, told: dict[str, Any]) -> Any:
     """The component that suits an option."""
     label = f"{each.label} ({each.unit})" if each.unit else each.label
-    told = {"label": label, "info": each.help, "value": _shown(each, value), **told}
+    told = {"label": label, "value": _shown(each, value), **told}
     if each.choices:
         return _chooser(each, told)
     if each.type is bool:

@@ -90,6 +90,11 @@ def build_page(
         button_primary_text_color="white",
         button_primary_border_color="*primary_600",
         slider_color="*primary_500",
+        checkbox_background_color_selected="*primary_600",
+        checkbox_background_color_selected_dark="*primary_600",
+        checkbox_border_color_selected="*primary_600",
+        checkbox_border_color_selected_dark="*primary_600",
+        body_text_color_subdued="*neutral_500",  # on white, contrast enough to be read
         input_border_color_focus="*primary_400",
         input_shadow_focus="0 0 0 3px *primary_100",
         input_shadow_focus_dark="0 0 0 3px *primary_900",

@@ -170,6 +170,14 @@ def _running() -> dict[str, Any]:
 
 def _run(tab: FolderTab, values: tuple[Any, ...], window: str) -> Iterator[Changes]:
     """One press of the button, as changes of the page."""
+    try:
+        order = tab.read(values)
+    except CrucibleError as problem:
+        message = pieces.messages([str(problem)], "error")
+        yield {tab.notes: message, tab.result: "", tab.progress: ""}
+        return
+    work = lambda tell, stop: tagger_run.tag_folder(tab.room, order, tell, stop)  # noqa: E731
+    updates = tab.jobs.run(window, work)  # before Stop can be pressed
     yield {
         tab.go: gr.update(interactive=False),
         tab.stop: gr.update(interactive=True),
@@ -182,13 +190,7 @@ def _run(tab: FolderTab, values: tuple[Any, ...], window: str) -> Iterator[Chang
         tab.stop: gr.update(interactive=False),
         tab.progress: "",
     }
-    try:
-        order = tab.read(values)
-    except CrucibleError as problem:
-        yield {**rest, tab.notes: pieces.messages([str(problem)], "error")}
-        return
-    work = lambda tell, stop: tagger_run.tag_folder(tab.room, order, tell, stop)  # noqa: E731
-    for update in tab.jobs.run(window, work):
+    for update in updates:
         if update.state == "done":
             tagged: tagger_run.Tagged = update.result
             yield {

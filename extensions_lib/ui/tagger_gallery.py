@@ -40,7 +40,7 @@ TAGS = """
 """
 CHANGES = """
 <form class="crucible-edit-add" data-crucible-do="add">
-  <input class="crucible-field" name="tags" placeholder="tags, parted by commas"
+  <input class="crucible-field" name="tags" placeholder="tags, separated by commas"
     aria-label="Tags to add" autocomplete="off">
   <select class="crucible-field" name="place" aria-label="Where">
     <option value="end">at the end</option><option value="start">in front</option></select>

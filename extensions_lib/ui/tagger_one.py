@@ -13,12 +13,12 @@ from extensions_lib.errors import CrucibleError
 from extensions_lib.ui import pieces, tagger_pieces
 from extensions_lib.ui.compat import (
     at_once,
-    from_files,
     on_browser,
     only_last,
     side_by_side,
     window_of,
 )
+from extensions_lib.ui.dropped import picture_field
 from extensions_lib.ui.jobs import Jobs, Tell
 from extensions_lib.ui.option_fields import searchable
 from extensions_lib.ui.tagger_look import WINDOWS, Changes, said
@@ -56,10 +56,9 @@ def build_one(room: TaggerRoom, jobs: Jobs) -> OneTab:
     """Builds the tab and wires it."""
     with gr.Row(elem_classes=["crucible-tagger-sides"]):
         with gr.Column(scale=5, min_width=360):
-            picture = gr.Image(
-                label="Picture", type="pil", image_mode="RGBA", height=360,
-                elem_id=f"{PREFIX}-picture", **from_files(),
-            )  # fmt: skip
+            picture = picture_field(
+                label="Picture", image_mode="RGBA", height=360, elem_id=f"{PREFIX}-picture"
+            )
             with gr.Row(elem_classes=["crucible-tagger-actions"]):
                 go = gr.Button("Tag the picture", variant="primary", scale=4, elem_id=PREFIX)
                 stop = gr.Button(
@@ -75,7 +74,7 @@ def build_one(room: TaggerRoom, jobs: Jobs) -> OneTab:
                 label="Caption", lines=3, max_lines=12, show_copy_button=True,
                 elem_id=f"{PREFIX}-caption",
             )  # fmt: skip
-            send = gr.Button("Send to txt2img", size="sm", elem_id=f"{PREFIX}-send")
+            send = gr.Button("Send to prompt", size="sm", elem_id=f"{PREFIX}-send")
             bars = said(f"{PREFIX}-bars")
     tab = OneTab(models, picture, go, stop, notes, bars, caption, gr.State(Heard()))
     _wire(tab, room, jobs)
@@ -89,6 +88,9 @@ def _wire(tab: OneTab, room: TaggerRoom, jobs: Jobs) -> None:
         window = f"{window_of(request)} one"
         if picture is None:
             yield {tab.notes: pieces.messages(["Drop a picture into the field."])}
+            return
+        if isinstance(picture, CrucibleError):
+            yield {**clear(), tab.notes: pieces.messages([str(picture)], "error")}
             return
         yield from _ask(tab, room, jobs, window, picture, values)
 
@@ -138,8 +140,9 @@ def _ask(
         return Heard(names, tuple(found), tuple(device_notes(runners)), devices(runners))
 
     busy: Changes = {tab.go: gr.update(interactive=False), tab.stop: gr.update(interactive=True)}
+    updates = jobs.run(window, job)  # before Stop can be pressed
     yield {**busy, tab.notes: "", tab.bars: "", tab.caption: "", tab.heard: Heard()}
-    for update in jobs.run(window, job):
+    for update in updates:
         if update.state == "done":
             yield {**rest, **_told(tab, room, asked, update.result)}
         elif update.state == "stopped":

@@ -207,8 +207,9 @@ def _worker(tab: PrepareTab, job_of: Callable[..., Job]) -> Callable[..., Iterat
             bench = laid_out(tab.room.folder(folder), subfolders, bench)
             job = job_of(tab, bench, *rest)
         except CrucibleError as problem:
-            yield {**idle, tab.notes: pieces.messages([str(problem)], "error")}
+            yield {**idle, tab.notes: pieces.messages([str(problem)], "error"), tab.result: ""}
             return
+        updates = tab.jobs.run(f"{window_of(request)} prepare", job)  # before Stop can be pressed
         yield {
             tab.go: gr.update(interactive=False),
             tab.look: gr.update(interactive=False),
@@ -217,7 +218,7 @@ def _worker(tab: PrepareTab, job_of: Callable[..., Job]) -> Callable[..., Iterat
             tab.result: "",
             tab.onwards: gr.update(visible=False),
         }
-        for update in tab.jobs.run(f"{window_of(request)} prepare", job):
+        for update in updates:
             if update.state == "done":
                 yield {**idle, **update.result}
             elif update.state == "stopped":
@@ -260,7 +261,8 @@ def _told(output: Path, done: Prepared) -> str:
     words = pieces.words(head, counted(len(done.written), "file"), "written into")
     said = f'<p role="status" class="crucible-tagger-done">{words} '
     said += f"{tagger_pieces.plain(str(output))}</p>"
-    said += tagger_pieces.problem_list("left out", [note.reason for note in done.left_out])
+    left_out = [note.reason for note in done.left_out]
+    said += tagger_pieces.problem_list("left out", left_out, shown=not done.written)
     return said + tagger_pieces.problem_list("to be looked at", [n.reason for n in done.notes])
 
 

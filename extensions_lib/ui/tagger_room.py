@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from extensions_lib.api.typed import typed_path
 from extensions_lib.datasets.journal import FOLDER
 from extensions_lib.datasets.tag_set import TagSet
 from extensions_lib.errors import CrucibleError, FileProblem
@@ -54,10 +55,7 @@ class TaggerRoom:
         """A path as typed: quotes of a file manager and `~` are understood, a relative one begins
         at `base`. Raises CrucibleError for none, and for one that may not be named.
         """
-        plain = (text or "").strip().strip("\"'")
-        if not plain or "\0" in plain:
-            raise CrucibleError("Name a folder of pictures: paste its path.")
-        path = self.base / Path(plain).expanduser()
+        path = typed_path(text, self.base, "Name a folder of pictures: paste its path.")
         if self.only_below is not None:
             below = self.only_below.resolve()
             if below not in (path.resolve(), *path.resolve().parents):

@@ -251,7 +251,7 @@ def survey_page(found: Survey) -> str:
         for group in found.duplicates
     )
     alike = (
-        f"<section><h4>{pieces.words(str(len(found.duplicates)), 'times the same content')}</h4>"
+        f"<section><h4>{pieces.words(f'{len(found.duplicates)} ×', 'the same content')}</h4>"
         f'<ul class="crucible-toolbox-alike">{groups}</ul></section>'
         if found.duplicates
         else f'<p role="status">{pieces.words("No two files have the same content.")}</p>'

@@ -75,7 +75,7 @@ def build_preview() -> Preview:
                 elem_id=f"{PREFIX}-preview-steps",
             )  # fmt: skip
             size = gr.Textbox(
-                label="Size", placeholder="the checkpoint's own, or 512x768", max_lines=1, scale=2,
+                label="Size", placeholder="its own, or 512x768", max_lines=1, scale=2,
                 min_width=150, elem_id=f"{PREFIX}-preview-size",
             )  # fmt: skip
         work = work_fields("preview", "Preview the merge", "Making the picture …", main=False)

@@ -57,7 +57,13 @@ def wire_work(
     """Runs what `read` makes of the fields when the button is pressed; `show` makes the result."""
 
     def run(request: gr.Request, *values: Any) -> Iterator[Changes]:
-        window = f"{window_of(request)}-{fields.name}"
+        try:
+            work = read(values)
+        except CrucibleError as problem:
+            yield {fields.told: pieces.messages([str(problem)], "error")}
+            return
+        # before Stop can be pressed
+        updates = jobs.run(f"{window_of(request)}-{fields.name}", work)
         yield {
             fields.go: gr.update(interactive=False),
             fields.stop: gr.update(interactive=True),
@@ -67,13 +73,8 @@ def wire_work(
             fields.go: gr.update(interactive=True),
             fields.stop: gr.update(interactive=False),
         }
-        try:
-            work = read(values)
-        except CrucibleError as problem:
-            yield {**rest, fields.told: pieces.messages([str(problem)], "error")}
-            return
         pace = Pace()
-        for update in jobs.run(window, work):
+        for update in updates:
             if update.state == "done":
                 yield {**rest, fields.told: show(update.result)}
             elif update.state == "stopped":

@@ -44,12 +44,11 @@ def summary(found: Preflight) -> str:
 def _of_data(data: DataReport, pictures: TrainingData) -> list[str]:
     regular = sum(each.subset.is_reg for each in pictures.used)
     parts = _count(data.pictures - regular, "picture", "pictures")
+    parts += [f"+ {regular}", "of regularisation"] if regular else []
     parts += ["·", *_count(data.pictures - len(data.uncaptioned), "caption", "captions")]
     parts += [f"({' + '.join(sorted(data.suffixes))})"] if data.suffixes else []
     if data.uncaptioned:
-        parts += [f", {len(data.uncaptioned)}", "missing"]
-    if regular:
-        parts += [f"· {regular}", "of regularisation"]
+        parts += [f"· {len(data.uncaptioned)}", "missing"]
     if data.held_out:
         parts += [f"· {data.held_out}", "held out"]
     return [*parts, "·", *_count(len(data.buckets), "size", "sizes")]

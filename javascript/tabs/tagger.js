@@ -136,12 +136,18 @@
     document.addEventListener("input", ({target}) => {
         if (!target.classList?.contains("crucible-option-search")) return;
         const place = target.closest(".crucible-options");
-        const words = target.value.toLowerCase().split(/\s+/).filter(Boolean);
+        // By its label and help, or by its name as in a file (min_snr_gamma) or a shell (--min-snr-gamma)
+        const plain = (text) => text.toLowerCase().replace(/[_-]+/g, " ");
+        const words = plain(target.value).split(/\s+/).filter(Boolean);
+        let found = 0;
         place.classList.toggle("crucible-searching", words.length > 0);
         for (const field of place.querySelectorAll(".crucible-option")) {
-            const said = `${field.id} ${field.textContent}`.toLowerCase().replaceAll("_", " ");
-            field.classList.toggle("crucible-off", !words.every((word) => said.includes(word)));
+            const said = plain(`${field.id} ${field.textContent}`);
+            const off = !words.every((word) => said.includes(word));
+            field.classList.toggle("crucible-off", off);
+            if (!off) found += 1;
         }
+        place.querySelector(".crucible-option-none").hidden = found > 0;
     });
 
     // A number typed beside a slider counts like one that was dragged to.

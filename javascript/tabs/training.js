@@ -68,6 +68,7 @@
                 away = false;
                 show(seen);
                 if (seen.ended || !seen.same) await list();
+                if (seen.ended) document.getElementById("crucible-refresh")?.click(); // a new card
             } catch (problem) {
                 away = true;
                 showBar(problem);
@@ -150,12 +151,12 @@
         const place = find("live").firstChild;
         const said = [];
         if (problem) said.push(note(["The server does not answer:", own(problem.message)], "error"));
-        if (refused) said.push(note(refused.split("\n").map(own), "error"));
+        if (refused) said.push(note(refused.split("\n"), "error"));
         if (now.run && busy) said.push(bar());
         if (now.run && !busy) said.push(note([ending()], state === "failed" ? "error" : "done"));
         const notes = now.said.map(([, text]) => text).filter((text) => text !== now.message);
         if (busy && now.message) notes.push(now.message);
-        if (notes.length) said.push(note(notes.slice(-4).map(own), "note"));
+        if (notes.length) said.push(note(notes.slice(-4), "note"));
         place.replaceChildren(...said);
         place.setAttribute("data-state", state ?? "");
     }
@@ -168,7 +169,7 @@
 
     function ending() {
         const line = el("span", {}, own(`${now.name}: `));
-        line.append(...words({done: "done.", failed: "failed."}[now.state]), own(now.message));
+        line.append(...words({done: "done.", failed: "failed."}[now.state], now.message));
         return line;
     }
 
@@ -308,7 +309,7 @@
                 el("thead", {}, el("tr", {}, ...heads.map((each) => el("th", {}, each)))),
                 el("tbody", {}, ...runs.map(past))));
         } catch (problem) {
-            place.replaceChildren(note([own(problem.message)], "error"));
+            place.replaceChildren(note([problem.message], "error"));
         }
     }
 
@@ -322,7 +323,7 @@
             el("td", {}, tick), el("th", {scope: "row"}, own(run.name)),
             el("td", {}, `${run.step}/${run.steps || "?"}`),
             el("td", {}, new Date(run.changed * 1000).toLocaleString()),
-            el("td", {class: "crucible-training-said-last"}, own(run.message)),
+            el("td", {class: "crucible-training-said-last"}, run.message),
             el("td", {},
                 more ? el("button", {type: "button", class: "crucible-press",
                     onclick: () => act(`${path}/resume`).then(list)}, "Resume") : null,
@@ -387,6 +388,7 @@
     };
 
     window.crucibleChanges(ID, follow, `#${ID}-watch, #${ID}-past, #${ID}-as-toml`);
+    // Before the page hears of it: gradio makes the button of a tab anew, which is then nowhere.
     document.addEventListener("click", ({target}) => {
         if (target.closest?.(`#${ID}-go`)) {
             refused = "";
@@ -394,13 +396,14 @@
         } else if (target.closest?.(`#${ID}-check`)) {
             delete find("found").dataset.old;
         } else if (target.closest?.(`#${ID}-past .label-wrap, .tab-nav button`)) soon();
-    });
+    }, true);
     document.addEventListener("visibilitychange", () => document.hidden || soon());
 
     // The page is built by another script, after this one.
     const wait = setInterval(() => {
         if (!find("live")) return;
         clearInterval(wait);
+        build(); // the first answer may take a while
         again();
     }, 300);
 })();

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from extensions_lib.cli import main
+from extensions_lib.datasets.pictures import PictureProblem
 from extensions_lib.errors import FileProblem, Stopped
 from extensions_lib.hosts.base import GenerationResult, Progress
 from extensions_lib.hosts.control import UNUSED, ControlTags
@@ -274,7 +275,9 @@ def test_pictures_from_a_page_and_over_rest() -> None:
         assert picture is not None and picture.tobytes() == drawn().tobytes()
     assert received(None) is None and received("") is None
     floats = Image.fromarray(np.ones((2, 2), dtype=np.float32))
-    for wrong in ("§", "data:image/png;base64,%%%", text[:40], "/etc/hostname", 5, b"x", floats):
+    dropped = PictureProblem("what somebody dropped")
+    asked = ("§", "data:image/png;base64,%%%", text[:40], "/etc/hostname", 5, b"x")
+    for wrong in (*asked, floats, dropped):
         with pytest.raises(FileProblem, match="The control picture"):
             received(wrong)
 

@@ -302,6 +302,10 @@ def test_stop_keeps_what_is_finished(host: StandaloneHost) -> None:
         ({"cfg": float("nan")}, "CFG scale nan"),
         ({"batch_size": 0}, "Batch size 0"),
         ({"seed": -2}, "Seed -2"),
+        (
+            {"seed": 10**20},
+            "Seed 1" + "0" * 20 + " is out of range; choose -1 to 9223372036854775807",
+        ),
         ({"clip_skip": 3}, "has 2 layers"),
         ({"sampler": "Magic"}, "Sampler 'Magic' is not known"),
     ],

@@ -86,6 +86,7 @@ def test_presets_are_begun_with(root: Path, capsys: pytest.CaptureFixture[str]) 
         (("no.toml",), "no.toml"),
         (("--resume", "../x"), "there is no such run"),
         (("--output-name", "a<b", "--train-data-dir", "x"), "cannot be the name"),
+        (("--output-name", "a" * 240, "--train-data-dir", "x"), "is 240 signs long"),
     ],
 )
 def test_wrong_orders_are_refused(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,6 +104,52 @@ def test_stop_ends_a_long_run_within_moments(visit: Visit) -> None:
     visit.number("height", 64)
     visit.generate()  # and the page works on
     assert visit.picture()
+
+
+def test_a_stopped_run_leaves_the_last_picture_in_sight(visit: Visit) -> None:
+    visit.prompt("a triangle")
+    visit.number("steps", 2)
+    visit.number("seed", 5)
+    visit.generate()
+    before = visit.picture()
+    visit.number("width", 256)
+    visit.number("height", 256)
+    visit.number("steps", 150)
+    ended = visit.last_job()
+    visit.page.locator("#crucible-go").click()
+    visit.page.locator("#crucible-preview img").wait_for()
+    visit.page.locator("#crucible-stop").click()
+    visit.wait_for_answer(ended)
+    assert visit.page.locator("#crucible-gallery img").first.is_visible()
+    assert visit.picture() == before and "Seed: 5," in visit.parameters()
+    assert not visit.page.locator("#crucible-preview").is_visible()
+
+
+def test_the_checkpoint_in_use_stays_chosen(visit: Visit, data: Path) -> None:
+    first = data / "models" / "Stable-diffusion" / "tiny.safetensors"
+    other = first.with_name("wee.safetensors")
+    shutil.copyfile(first, other)
+    chosen = visit.page.locator("#crucible-checkpoint input")
+
+    def choose(name: str) -> None:
+        chosen.click()
+        visit.page.locator("#crucible-checkpoint [role=option]", has_text=name).click()
+        visit.number("steps", 1)
+        visit.generate()
+        assert f"Model: {name}," in visit.parameters()
+
+    def reload() -> None:
+        visit.page.reload()
+        visit.page.locator(".crucible-card").first.wait_for(state="attached")
+
+    try:
+        reload()
+        choose("wee")
+        reload()
+        assert chosen.input_value() == "wee"
+        choose("tiny")
+    finally:
+        other.unlink()
 
 
 def test_prompt_survives_a_reload_and_ctrl_enter_generates(visit: Visit) -> None:
@@ -205,6 +253,11 @@ def test_chinese_browser_gets_a_chinese_dark_page(visit: Visit) -> None:
     assert visit.page.get_by_text("反向提示词").count() == 1
     assert visit.page.evaluate("document.body.classList.contains('dark')")
     visit.shot("chinese-dark")
+    visit.prompt("a ring <lora:nowhere:1>")
+    visit.number("steps", 1)
+    visit.generate()
+    assert "<lora:nowhere:1>" in visit.notes()
+    assert "网络文件夹中没有名为 'nowhere' 的网络。" in visit.notes()
 
 
 @pytest.mark.parametrize("visit", [{"viewport": {"width": 1024, "height": 768}}], indirect=True)
@@ -214,3 +267,36 @@ def test_narrow_window_needs_no_sideways_scrolling(visit: Visit) -> None:
     go = visit.page.locator("#crucible-go").bounding_box()
     assert go["y"] + go["height"] < 768
     visit.shot("narrow")
+
+
+@pytest.mark.parametrize("visit", [{"viewport": {"width": 800, "height": 900}}], indirect=True)
+def test_in_a_narrow_window_the_picture_stands_below_its_button(visit: Visit) -> None:
+    visit.number("steps", 2)
+    visit.generate()
+    go, picture, settings = (
+        visit.page.locator(f"#crucible-{name}").bounding_box() for name in ("go", "gallery", "side")
+    )
+    assert go["y"] + go["height"] < picture["y"] < 450
+    assert picture["y"] + picture["height"] < settings["y"]
+    visit.shot("narrow-picture")
+
+
+# Luminance as WCAG 2.1 has it; what is asked for is 4.5 between a text and what is behind it.
+CONTRAST = """(element) => {
+    const [text, ground] = [element, document.body].map((each, i) => {
+        const style = getComputedStyle(each);
+        const said = i ? style.backgroundColor : style.color;
+        const [r, g, b] = said.match(/[\\d.]+/g).map(Number).map((v) => v / 255)
+            .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    });
+    return (Math.max(text, ground) + 0.05) / (Math.min(text, ground) + 0.05);
+}"""
+
+
+@pytest.mark.parametrize(
+    "visit", [{"color_scheme": scheme} for scheme in ("light", "dark")], indirect=True
+)
+def test_quiet_texts_can_be_read(visit: Visit) -> None:
+    for quiet in ("#crucible-tab-tagger-button", "#crucible-preview .crucible-empty p"):
+        assert visit.page.locator(quiet).evaluate(CONTRAST) >= 4.5, quiet

@@ -24,6 +24,7 @@ from extensions_lib.toolbox.resize import Resizing
 from extensions_lib.training.options import TrainingOptions
 from extensions_lib.ui import pieces
 from extensions_lib.ui.cards import Card, card_html, cards_html, folders_html, preferred_weight
+from extensions_lib.ui.option_fields import shown_help
 from extensions_lib.ui.pictures import OutputFolder, numbered
 
 EVIL = '<script>alert("1")</script>'
@@ -122,6 +123,31 @@ def test_output_names_never_collide(tmp_path: Path) -> None:
     assert numbered(Path("x/a.png"), 2) == [Path("x/a-1.png"), Path("x/a-2.png")]
 
 
+HOLE = re.compile(r"\{(?!n\})[a-z]+\}")
+
+
+def package_source() -> str:
+    """All of the package's Python, with texts over several lines joined."""
+    paths = (ROOT / "extensions_lib").rglob("*.py")
+    source = "".join(path.read_text(encoding="utf-8") for path in paths)
+    return re.sub(r"""["']\s*\n\s*f?["']""", "", source)
+
+
+def test_translated_sentences_are_said_somewhere() -> None:
+    """Each clause of a sentence with holes stands in the sources; no hole is made up."""
+    texts = json.loads((ROOT / "localizations" / "zh_CN.json").read_text(encoding="utf-8"))
+    source = package_source()
+    said = [text for text in texts if HOLE.search(text)]
+    assert len(said) > 30
+    for text in said:
+        assert set(HOLE.findall(texts[text])) <= set(HOLE.findall(text)), text
+        if text.startswith(("a ", "one of ")):
+            continue  # what an option takes, put together word by word
+        clauses = re.split(rf"{HOLE.pattern}|[.:;()]", text)
+        clauses = [each.strip(" ,").removeprefix("is ") for each in clauses]
+        assert [each for each in clauses if each not in source] == [], text
+
+
 def test_translation_covers_the_labels_of_the_page() -> None:
     """Every label of the tab's source has its line in zh_CN.json, and no line is idle."""
     texts = json.loads((ROOT / "localizations" / "zh_CN.json").read_text(encoding="utf-8"))
@@ -137,8 +163,9 @@ def test_translation_covers_the_labels_of_the_page() -> None:
     found = [text for text in found if re.search("[A-Za-z]", text) and "{" not in text]
     assert [label for label in found if label not in texts] == []
     for each in (option for kind in FORMS for option in options_of(kind)):
-        unit = f"{each.label} ({each.unit})"
-        source += "\n".join(map(str, (each.group, each.label, unit, each.help, *each.choices)))
+        unit, told = f"{each.label} ({each.unit})", shown_help(each)
+        lines = f"{told}; one a line"
+        source += "\n".join(map(str, (each.group, each.label, unit, lines, told, *each.choices)))
     source += "".join(
         path.read_text(encoding="utf-8") for path in (ROOT / "javascript").rglob("*.js")
     )
@@ -147,8 +174,12 @@ def test_translation_covers_the_labels_of_the_page() -> None:
     source = re.sub(r"""["']\s*\n\s*f?["']""", "", unescape(source))
     source = source.replace('\\"', '"')
     words = set(re.findall("[A-Za-z]+", source))
+    # A sentence about somebody's file: "{file}: there is no such folder; check the path."
+    said = {text for text in texts if HOLE.search(text)}
+    everywhere = package_source()
     # A text with numbers is put together: "Tag {n} pictures".
     counted = [text for text in texts if "{n}" in text]
-    assert [text for text in texts if text not in source and text not in counted] == []
+    told = {text for text in texts if text in source or text in everywhere}
+    assert [text for text in texts if text not in told and text not in {*counted, *said}] == []
     for text in counted:
         assert set(re.findall("[A-Za-z]+", text.replace("{n}", ""))) <= words, text

@@ -109,6 +109,15 @@ def test_stop_while_working_and_while_waiting(studio: Studio, host: FakeHost) ->
     assert host.ran == ["third"]
 
 
+def test_stop_right_after_the_start_counts(studio: Studio, host: FakeHost) -> None:
+    updates = studio.run(GenerationRequest("hasty"), "hasty")
+    studio.stop("hasty")  # before the first update has been asked for
+    assert [update.state for update in updates] == ["stopped"]
+    host.gate.set()
+    Window(studio, "next").until("done")
+    assert host.ran == ["next"]
+
+
 @pytest.mark.parametrize(
     ("ending", "text"),
     [(CrucibleError("no such thing"), "no such thing"), (ValueError("bug"), "ValueError: bug")],

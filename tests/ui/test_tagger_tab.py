@@ -180,6 +180,19 @@ def test_a_captioner_describes_what_a_tagger_tags(tagger: Visit, photos: Path, d
     tagger.tab("Tagger")
 
 
+def test_a_name_that_no_disk_holds_is_refused_and_the_tab_works_on(
+    tagger: Visit, photos: Path
+) -> None:
+    name_folder(tagger, photos / ("long" * 100))
+    said(tagger, "tagger-notes", "longer than a name on a disk may be")
+    tagger.page.locator("#crucible-tagger-go").click()
+    said(tagger, "tagger-notes", "longer than a name on a disk may be")
+    name_folder(tagger, photos)
+    said(tagger, "tagger-go", "Tag 6 pictures")
+    tag(tagger)
+    assert len(texts(photos)) == 6
+
+
 def test_what_people_wrote_is_asked_about(tagger: Visit, captioned: Path) -> None:
     before = texts(captioned)
     name_folder(tagger, captioned)
@@ -275,6 +288,22 @@ def test_one_picture_to_the_prompt(tagger: Visit, photos: Path) -> None:
     )
     tagger.page.locator("#crucible-one-send").click()
     wait(tagger, lambda: tagger.prompt_text() == f"{caption}, best quality")
+
+
+def test_what_is_no_picture_is_said_beside_it(tagger: Visit, photos: Path) -> None:
+    tagger.tab("One picture")
+    page = tagger.page
+    broken = photos / "broken.png"
+    broken.write_bytes((photos / "00.png").read_bytes()[:200])
+    clear = page.locator("#crucible-one-picture [aria-label=Clear]")
+    if clear.count():
+        clear.click()
+    page.locator("#crucible-one-picture input[type=file]").set_input_files(broken)
+    said(tagger, "one-notes", "cannot be opened as a picture")
+    assert not page.locator(".toast-body").count()
+    clear.click()
+    page.locator("#crucible-one-picture input[type=file]").set_input_files(photos / "00.png")
+    page.locator("#crucible-one-bars .crucible-bars li").first.wait_for()
 
 
 def test_a_model_is_downloaded_when_asked_for(tagger: Visit, photos: Path) -> None:
@@ -468,6 +497,21 @@ def test_rules(tagger: Visit, captioned: Path) -> None:
 
 
 # --- prepare ----------------------------------------------------------------------------------
+
+
+def test_why_nothing_was_prepared_is_in_sight(tagger: Visit, photos: Path) -> None:
+    name_folder(tagger, photos)
+    tagger.tab("Prepare")
+    said(tagger, "prepare-go", "Prepare 6 pictures")
+    tagger.page.locator("#crucible-prepare-go").click()  # all are smaller than the side
+    done = said(tagger, "prepare-result", "0 files written into")
+    assert "00.png" in done.locator("details li").first.inner_text()
+    assert done.locator("details li").first.is_visible()
+    tagger.page.locator("#crucible-prepare-side input").fill("")
+    tagger.page.locator("#crucible-prepare-side input").press("Tab")
+    tagger.page.locator("#crucible-prepare-go").click()
+    said(tagger, "prepare-notes", "side: takes a whole number from 64 to 8192, and is empty.")
+    assert not done.is_visible()  # what was done before is not what was asked for now
 
 
 def test_pictures_are_prepared(tagger: Visit, captioned: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from extensions_lib.training.toml_text import toml_text
 from extensions_lib.ui import training_options, training_set
 from extensions_lib.ui.tagger_links import Links
 from extensions_lib.ui.training_room import TrainingRoom
-from tests.ui.conftest import PATIENCE, Server, start_server
+from tests.ui.conftest import PATIENCE, ROOT, Server, start_server
 
 ID = "#crucible-training"
 
@@ -109,7 +111,7 @@ def test_a_set_is_looked_at_before_the_start(page: Any, pictures: Path) -> None:
     told = page.locator(f"{ID}-found .crucible-training-sum", has_text="about")
     told.wait_for()
     said = " ".join(told.inner_text().split())
-    assert "4 pictures · 3 captions (.txt) , 1 missing" in said and "2 sizes" in said
+    assert "4 pictures · 3 captions (.txt) · 1 missing" in said and "2 sizes" in said
     assert "12 steps = 3.0 epochs" in said
     old = page.locator(f"{ID}-found .crucible-training-old")
     assert not old.is_visible()
@@ -343,8 +345,104 @@ def test_lines_keep_their_commas() -> None:
     assert form.read(training_options.shown(form, told)) == told
 
 
+IDLE = """
+    const plain = window.setTimeout;
+    window.setTimeout = (act, wait, ...more) => (wait >= 4000 ? 0 : plain(act, wait, ...more));
+"""  # the look that comes by itself, while nothing goes on, never does
+
+
+@pytest.fixture
+def looked(browser: Any, server: Server) -> Iterator[Any]:
+    """A page of which the Training tab is not open yet, and which looks only when it is told to."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(PATIENCE * 1000)
+    context.add_init_script(IDLE)
+    made = context.new_page()
+    made.goto(server.address)
+    made.locator(".crucible-card").first.wait_for(state="attached")
+    yield made
+    context.close()
+
+
+@pytest.mark.browser
+def test_the_tab_looks_at_once_when_it_is_opened(looked: Any) -> None:
+    acts = looked.locator(".crucible-training-acts button")
+    acts.first.wait_for(state="attached")  # before any answer
+    with looked.expect_response(lambda answer: "/status?" in answer.url):
+        looked.get_by_role("tab", name="Training", exact=True).click()
+    assert [each.inner_text() for each in acts.all()] == ["Pause", "Stop and save", "Save now"]
+
+
+@pytest.mark.browser
+def test_options_are_found_by_the_names_of_files_and_shells(looked: Any) -> None:
+    looked.get_by_role("tab", name="Training", exact=True).click()
+    looked.locator(f"{ID}-options > .label-wrap").click()
+    search = looked.locator(f"{ID} .crucible-option-search")
+    for typed in ("min_snr_gamma", "--min-snr-gamma", "MIN SNR"):
+        search.fill(typed)
+        looked.locator(f"{ID}-min-snr-gamma").wait_for()
+        assert not looked.locator(f"{ID}-huber-c").is_visible()
+    nothing = looked.locator(f"{ID} .crucible-option-none")
+    assert not nothing.is_visible()
+    search.fill("network_dim")  # which stands above
+    nothing.wait_for()
+
+
+@pytest.mark.browser
+def test_what_check_refused_goes_when_it_is_mended(looked: Any, pictures: Path) -> None:
+    looked.get_by_role("tab", name="Training", exact=True).click()
+    folder = looked.locator(f"{ID}-train-data-dir :is(input, textarea)")
+    looked.wait_for_timeout(1500)  # until what the browser has kept is in the fields
+    folder.fill(str(pictures / "nowhere"))
+    folder.press("Tab")
+    looked.locator(f"{ID}-check").click()
+    said = looked.locator(f"{ID}-found .crucible-error", has_text="there is no such folder")
+    said.wait_for()
+    folder.fill(str(pictures))
+    said.wait_for(state="hidden")
+
+
+def test_regularisation_pictures_are_counted_apart(tmp_path: Path) -> None:
+    from extensions_lib.training.data_report import report
+    from extensions_lib.training.preflight import Preflight
+    from tests.training.drawn import data_of, drawn_set
+
+    drawn_set(tmp_path / "train", 3)
+    drawn_set(tmp_path / "reg", 4, "1_thing")
+    folders = {"train_data_dir": str(tmp_path / "train"), "reg_data_dir": str(tmp_path / "reg")}
+    data = data_of(tmp_path, **folders)
+    said = training_set.summary(Preflight((), (), data=report(data), pictures=data))
+    plain = " ".join(re.sub(r"<[^>]+>", " ", said).split())
+    assert plain.startswith("3 pictures + 4 of regularisation · 7 captions")
+
+
 def test_names_in_what_is_shown_are_escaped() -> None:
     from extensions_lib.training.preflight import Preflight
 
     said = training_set.summary(Preflight(("<b>",), ("<i>",)))
     assert "<b>" not in said and "&lt;b&gt;" in said and "&lt;i&gt;" in said
+
+
+def test_every_word_of_the_tab_is_translated(tmp_path: Path) -> None:
+    import gradio as gr
+
+    from extensions_lib.ui.training_tab import build_training_tab
+
+    texts = json.loads((ROOT / "localizations" / "zh_CN.json").read_text(encoding="utf-8"))
+    room = TrainingRoom(
+        lambda: pytest.fail("nothing is to be loaded"), lambda: "", lambda: None, tmp_path,
+        lambda text: Path(text or ""), Links(tmp_path),
+    )  # fmt: skip
+    with gr.Blocks() as page:
+        build_training_tab(room, page)
+    shown: set[str] = set()
+    for block in page.blocks.values():
+        if "crucible-wire" in (getattr(block, "elem_classes", None) or []):
+            continue
+        shown |= {str(getattr(block, name, None) or "") for name in ("label", "info")}
+        if isinstance(block, gr.Button):
+            shown.add(str(block.value))
+    named = {text for text in shown if re.search("[A-Za-z]{2}", text)}
+    assert len(named) > 250
+    left = {text for text in named if not {text, re.sub(r"\d+", "{n}", text)} & set(texts)}
+    assert left <= {"HTML", "max_train_steps", "ControlNet-LLLite", "Tensorboard"}

@@ -114,4 +114,5 @@ def order(request: GenerationRequest, default_size: tuple[int, int]) -> Order:
 def _within(name: str, value: float, bounds: tuple[float, float]) -> None:
     low, high = bounds
     if not low <= value <= high:  # also refuses what is no number
-        raise CrucibleError(f"{name} {value:g} is out of range; choose {low:g} to {high:g}.")
+        told, first, last = (str(n) if isinstance(n, int) else f"{n:g}" for n in (value, *bounds))
+        raise CrucibleError(f"{name} {told} is out of range; choose {first} to {last}.")
