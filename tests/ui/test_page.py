@@ -250,7 +250,7 @@ def test_a_closed_window_gives_up_its_turn(visit: Visit, browser: Any, server: S
 @pytest.mark.parametrize("visit", [{"locale": "zh-CN", "color_scheme": "dark"}], indirect=True)
 def test_chinese_browser_gets_a_chinese_dark_page(visit: Visit) -> None:
     assert visit.page.locator("#crucible-go").inner_text().strip() == "生成"
-    assert visit.page.get_by_text("反向提示词").count() == 1
+    assert visit.page.get_by_text("反向提示词", exact=True).count() == 1
     assert visit.page.evaluate("document.body.classList.contains('dark')")
     visit.shot("chinese-dark")
     visit.prompt("a ring <lora:nowhere:1>")

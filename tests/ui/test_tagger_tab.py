@@ -295,7 +295,7 @@ def test_what_is_no_picture_is_said_beside_it(tagger: Visit, photos: Path) -> No
     page = tagger.page
     broken = photos / "broken.png"
     broken.write_bytes((photos / "00.png").read_bytes()[:200])
-    clear = page.locator("#crucible-one-picture [aria-label=Clear]")
+    clear = page.locator("#crucible-one-picture [aria-label='Remove Image']")
     if clear.count():
         clear.click()
     page.locator("#crucible-one-picture input[type=file]").set_input_files(broken)
@@ -512,6 +512,9 @@ def test_why_nothing_was_prepared_is_in_sight(tagger: Visit, photos: Path) -> No
     tagger.page.locator("#crucible-prepare-go").click()
     said(tagger, "prepare-notes", "side: takes a whole number from 64 to 8192, and is empty.")
     assert not done.is_visible()  # what was done before is not what was asked for now
+    tagger.page.locator("#crucible-prepare-side input").fill("1024")
+    tagger.page.locator("#crucible-prepare-side input").press("Tab")
+    said(tagger, "prepare-go", "Prepare 6 pictures")
 
 
 def test_pictures_are_prepared(tagger: Visit, captioned: Path) -> None:

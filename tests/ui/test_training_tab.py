@@ -413,7 +413,7 @@ def test_regularisation_pictures_are_counted_apart(tmp_path: Path) -> None:
     data = data_of(tmp_path, **folders)
     said = training_set.summary(Preflight((), (), data=report(data), pictures=data))
     plain = " ".join(re.sub(r"<[^>]+>", " ", said).split())
-    assert plain.startswith("3 pictures + 4 of regularisation · 7 captions")
+    assert plain.startswith("3 pictures + 4 of regularisation · 5 captions")
 
 
 def test_names_in_what_is_shown_are_escaped() -> None:
