@@ -82,13 +82,14 @@
         };
     };
 
-    // Has `follow` called when what is typed or chosen in a tab pauses; `but` selects parts of it that
-    // do not count.
-    window.crucibleChanges = (id, follow, but = "") => {
+    // Has `follow` called when what is typed or chosen in a tab pauses, and `first` at once; `but`
+    // selects parts of it that do not count.
+    window.crucibleChanges = (id, follow, but = "", first = () => {}) => {
         let pause = 0;
         function changed({target}) {
             if (!target.closest?.(`#${id}`) || (but && target.closest(but))) return;
             if (target.classList.contains("crucible-option-search")) return;
+            first();
             clearTimeout(pause);
             pause = setTimeout(follow, 350);
         }

@@ -359,11 +359,10 @@
 
     // --- fields ---------------------------------------------------------------------------------
 
-    // The button and the TOML follow what stands in the fields; what Check has said does not.
-    const follow = () => {
-        find("changed").click();
-        find("found").dataset.old = "yes";
-    };
+    // The button and the TOML follow what stands in the fields; what Check has said does not. It is
+    // old from the change on, not from where the page follows: by then it may have been pressed again.
+    const follow = () => find("changed").click();
+    const age = () => { find("found").dataset.old = "yes"; };
     const form = window.crucibleForm(ID);
     let trains = -1; // the place of "what is trained" among the fields
 
@@ -374,7 +373,10 @@
     }
     window.crucibleTraining = {
         ...form,
-        follow: () => setTimeout(follow, 150),
+        follow() {
+            age();
+            setTimeout(follow, 150);
+        },
         restore(values, names) {
             setTimeout(follow, 900);
             trains = names.indexOf(`${ID}-train`);
@@ -382,12 +384,13 @@
         },
         remember: (values) => form.remember(showKind(values)),
         reset(values) {
+            age();
             setTimeout(follow, 150);
             return form.reset(values);
         },
     };
 
-    window.crucibleChanges(ID, follow, `#${ID}-watch, #${ID}-past, #${ID}-as-toml`);
+    window.crucibleChanges(ID, follow, `#${ID}-watch, #${ID}-past, #${ID}-as-toml`, age);
     // Before the page hears of it: gradio makes the button of a tab anew, which is then nowhere.
     document.addEventListener("click", ({target}) => {
         if (target.closest?.(`#${ID}-go`)) {
