@@ -9,12 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
-from extensions_lib.datasets.captions import fold, retag, split, unique
+from extensions_lib.datasets.captions import fold, join, retag, split, unique
 from extensions_lib.errors import CrucibleError
 
 SEARCHES = ("literal", "glob", "regex")
 PLACES = ("end", "start")
+ORDERS = ("alphabet", "frequency", "length")
+_NUMBERED = re.compile(r"^(?:\d+(?=[-\s]|$)|[-\s])+")  # 00012-3- in front of a name, not 1 of 1girl
 _PATIENCE = 1.0  # seconds that a regular expression may take over one caption
 
 
@@ -104,16 +107,69 @@ def dedupe() -> Edit:
     return _tag_edit("Remove tags that come twice", unique)
 
 
-def sort(frequency: Mapping[str, int] | None = None, keep_first: int = 0) -> Edit:
-    """By alphabet, or the most frequent first; the first `keep_first` tags stay where they are."""
+def sort(
+    by: str = "alphabet",
+    *,
+    frequency: Mapping[str, int] | None = None,
+    keep_first: int = 0,
+    backwards: bool = False,
+) -> Edit:
+    """By alphabet, by frequency (the most frequent first) or by length (the shortest first).
+
+    The first `keep_first` tags stay where they are; `backwards` turns the others' order round.
+    Raises EditProblem for another order.
+    """
+    if by not in ORDERS:
+        raise EditProblem(f"sort: {by!r} is none of {', '.join(ORDERS)}.")
+    counts = frequency or {}
+    keys: dict[str, Callable[[str], tuple[int, str]]] = {
+        "alphabet": lambda tag: (0, fold(tag)),
+        "frequency": lambda tag: (-counts.get(tag, 0), fold(tag)),
+        "length": lambda tag: (len(tag), fold(tag)),
+    }
 
     def change(old: list[str]) -> list[str]:
-        def key(tag: str) -> tuple[int, str]:
-            return (-frequency.get(tag, 0) if frequency else 0, fold(tag))
+        return old[:keep_first] + sorted(old[keep_first:], key=keys[by], reverse=backwards)
 
-        return old[:keep_first] + sorted(old[keep_first:], key=key)
+    return _tag_edit(f"Sort by {by}", change)
 
-    return _tag_edit(f"Sort by {'frequency' if frequency else 'alphabet'}", change)
+
+def shorten(most: int, tokens: Callable[[str], int]) -> Edit:
+    """Takes tags off the end of a caption until it has at most `most` tokens.
+
+    `tokens` counts those of a text. A caption of one tag, such as a sentence, stays whole. Raises
+    EditProblem for fewer than one token.
+    """
+    if most < 1:
+        raise EditProblem(f"{most}: is no length of a caption; at least 1 token must stay.")
+
+    def change(old: list[str]) -> list[str]:
+        fits, too_many = 1, len(old) + 1  # so many tags
+        while too_many - fits > 1:
+            middle = (fits + too_many) // 2
+            if tokens(join(old[:middle])) <= most:
+                fits = middle
+            else:
+                too_many = middle
+        return old[:fits]
+
+    return _tag_edit(f"Shorten to {most} tokens", change)
+
+
+def from_names() -> Edit:
+    """The picture's name as the caption of those that have no tag.
+
+    What numbers it in front is left out, `_` is a space: `00012-3-red_hat, smile.png` gives
+    `red hat, smile`. A name of numbers alone gives nothing.
+    """
+
+    def change(text: str, name: str) -> str:
+        if split(text):
+            return text
+        stem = PurePosixPath(name).stem.replace("_", " ")
+        return join(split(_NUMBERED.sub("", stem))) or text
+
+    return Edit("Captions from names", change)
 
 
 def write(texts: Mapping[str, str]) -> Edit:

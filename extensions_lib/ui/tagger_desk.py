@@ -6,17 +6,20 @@ that are picked, or, when none is, to all that pass the filter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from extensions_lib.datasets import edits
 from extensions_lib.datasets.journal import EditedOutside, Moved
+from extensions_lib.datasets.moving import Moving, move
 from extensions_lib.datasets.tag_set import Preview, TagSet
 from extensions_lib.errors import CrucibleError
 from extensions_lib.ui.tagger_pieces import counted
+from extensions_lib.ui.tokens import caption_tokens
 
 PAGE = 60  # pictures
 NOTHING = {
@@ -45,7 +48,8 @@ class Done:
     """What an order did. `changed`: captions; `redraw`: the gallery is another.
 
     `said` are sentences, `problem` says why nothing was done, `outside` that a step met captions
-    of another program: which step, "undo" or "redo". `preview` is what an edit would do.
+    of another program: which step, "undo" or "redo". `preview` is what an edit would do, `moving`
+    what was moved and can be brought back.
     """
 
     view: View
@@ -53,15 +57,19 @@ class Done:
     problem: str = ""
     outside: str = ""
     preview: Preview | None = None
+    moving: Moving | None = None
     changed: bool = False
     redraw: bool = False
 
 
 class Desk:
-    """A set, and a window's view of it."""
+    """A set, and a window's view of it; `path` is what a folder, as typed, means."""
 
-    def __init__(self, tag_set: TagSet, view: View) -> None:
+    def __init__(
+        self, tag_set: TagSet, view: View, path: Callable[[str], Path] | None = None
+    ) -> None:
         self.tag_set, self.view = tag_set, view
+        self.path = path or tag_set.folder.joinpath
 
     @cached_property
     def shown(self) -> list[str]:
@@ -106,6 +114,17 @@ class Desk:
             return Done(self.view, ("No caption changes by that.", *said))
         told = f"{counted(count, 'caption')} changed." if names is None else ""
         return Done(self.view, (*filter(None, [told]), *said), changed=True, redraw=True)
+
+    def put(self, source: Path, target: Path, names: Iterable[str]) -> Done:
+        """Pictures moved, with their captions, and the set read anew."""
+        moving = move(source, target, names)
+        self.tag_set.reload()
+        said = [note.reason for note in moving.stayed]
+        if moving.names:
+            said = [f"{counted(len(moving.names), 'picture')} moved.", f"Now in {target}.", *said]
+        there = frozenset(self.tag_set.names)
+        view = replace(self.view, picked=self.view.picked & there)
+        return Done(view, tuple(said), moving=moving, changed=True, redraw=True)
 
     def moved(self, moved: Moved | None, word: str) -> Done:
         """What to say of an undo or redo."""
@@ -175,8 +194,32 @@ def _try(desk: Desk, order: Order) -> Done:
 
 
 def _sort(desk: Desk, order: Order) -> Done:
-    counts = dict(desk.tag_set.frequency()) if order["value"] == "frequency" else None
-    return desk.edit(edits.sort(counts, edits_number(order.get("first"))))
+    edit = edits.sort(
+        str(order.get("by") or "alphabet"),
+        frequency=dict(desk.tag_set.frequency()),
+        keep_first=edits_number(order.get("first")),
+        backwards=bool(order.get("backwards")),
+    )
+    return desk.edit(edit)
+
+
+def _shorten(desk: Desk, order: Order) -> Done:
+    return desk.edit(edits.shorten(edits_number(order.get("most")), caption_tokens))
+
+
+def _put(desk: Desk, order: Order) -> Done:
+    """Moves what is picked or passes; not all, which nobody has chosen."""
+    if not desk.picked and not desk.view.filter.strip():
+        raise CrucibleError("Pick the pictures that are to be moved, or filter them.")
+    return desk.put(desk.tag_set.folder, desk.path(str(order.get("to") or "")), desk.targets)
+
+
+def _put_back(desk: Desk, order: Order) -> Done:
+    back = json.loads(str(order["value"]))
+    names = [str(name) for name in back["names"]]
+    if any(PurePath(name).is_absolute() or ".." in PurePath(name).parts for name in names):
+        raise CrucibleError("These are no pictures of the set.")
+    return desk.put(desk.path(str(back["from"])), desk.tag_set.folder, names)
 
 
 def _write(desk: Desk, order: Order) -> Done:
@@ -230,6 +273,10 @@ _ACTS: dict[str, Callable[[Desk, Order], Done]] = {
     "replace": lambda desk, order: desk.edit(_replacement(order)),
     "dedupe": lambda desk, _: desk.edit(edits.dedupe()),
     "sort": _sort,
+    "shorten": _shorten,
+    "from-names": lambda desk, _: desk.edit(edits.from_names()),
+    "put": _put,
+    "put-back": _put_back,
     "write": _write,
     "undo": _move("undo"),
     "undo-keep": _move("undo", "keep"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -111,7 +112,7 @@ def _answer(
         tag_set = tab.room.tag_set(path, subfolders)
     except CrucibleError as problem:
         return {**_blank(tab), tab.notes: pieces.messages([str(problem)], "error")}
-    done = Desk(tag_set, view).do(order)
+    done = Desk(tag_set, view, partial(tab.room.path, base=path)).do(order)
     try:
         return _shown(tab, tag_set, done, fresh=order["do"] == "reload")
     except CrucibleError as problem:  # a journal that is broken
@@ -154,6 +155,9 @@ def _refusal(done: Done) -> str:
 def _notes(tag_set: TagSet, done: Done, entries: Sequence[Entry], fresh: bool) -> str:
     """What is to be said; when a set is opened, what has happened to it meanwhile."""
     said = "".join(tagger_pieces.status(each) for each in done.said)
+    if done.moving and done.moving.names and done.moving.source == tag_set.folder:
+        there = json.dumps({"from": str(done.moving.target), "names": done.moving.names})
+        said += f"<p>{tagger_gallery.press('put-back', 'Put them back', there)}</p>"
     if not fresh:
         return said
     cut = next((entry for entry in entries if entry.state == "done"), None)

@@ -61,15 +61,30 @@ CHANGES = """
   <button class="crucible-press">Replace</button></div>
 </form></details>
 <details class="crucible-edit-more"><summary>Tidy up</summary>
-<form data-crucible-form>
+<form data-crucible-do="sort" data-crucible-form>
   <label><span>Tags that stay first</span>
   <input class="crucible-field" name="first" type="number" min="0" value="1"></label>
-  <div><button type="button" class="crucible-press" data-crucible-do="sort"
-    data-value="alphabet">Sort by alphabet</button>
-  <button type="button" class="crucible-press" data-crucible-do="sort"
-    data-value="frequency">Sort by frequency</button>
+  <select class="crucible-field" name="by" aria-label="Order of the tags">
+    <option value="alphabet">by alphabet</option>
+    <option value="frequency">by frequency</option>
+    <option value="length">by length</option></select>
+  <label><input type="checkbox" name="backwards"> <span>backwards</span></label>
+  <div><button class="crucible-press">Sort tags</button>
   <button type="button" class="crucible-press" data-crucible-do="dedupe">Remove double tags</button>
   </div>
+</form>
+<form data-crucible-do="shorten" data-crucible-form>
+  <label><span>Tokens of a caption, at most</span>
+  <input class="crucible-field" name="most" type="number" min="1" value="75"></label>
+  <div><button class="crucible-press" title="Takes tags off the end of longer ones">Shorten</button>
+  <button type="button" class="crucible-press" data-crucible-do="from-names"
+    title="The picture's name, for those without a caption">Captions from names</button></div>
+</form></details>
+<details class="crucible-edit-more"><summary>Move pictures</summary>
+<form data-crucible-do="put" data-crucible-form>
+  <input class="crucible-field" name="to" placeholder="folder; 5_good: one in this set"
+    aria-label="Folder to move to" autocomplete="off" spellcheck="false">
+  <div><button class="crucible-press">Move with captions</button></div>
 </form></details>
 """
 

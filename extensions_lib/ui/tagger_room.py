@@ -51,11 +51,12 @@ class TaggerRoom:
 
     # --- folders ------------------------------------------------------------------------------
 
-    def path(self, text: str | None) -> Path:
+    def path(self, text: str | None, base: Path | None = None) -> Path:
         """A path as typed: quotes of a file manager and `~` are understood, a relative one begins
-        at `base`. Raises CrucibleError for none, and for one that may not be named.
+        at `base`, else the room's. Raises CrucibleError for none, and for one that may not be
+        named.
         """
-        path = typed_path(text, self.base, "Name a folder of pictures: paste its path.")
+        path = typed_path(text, base or self.base, "Name a folder of pictures: paste its path.")
         if self.only_below is not None:
             below = self.only_below.resolve()
             if below not in (path.resolve(), *path.resolve().parents):

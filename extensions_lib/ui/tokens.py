@@ -42,3 +42,13 @@ def count_tokens(prompt: str, steps: int, finder: Finder | None = None) -> tuple
         default=0,
     )
     return most, token_limit(most)
+
+
+def caption_tokens(text: str) -> int:
+    """How many tokens a caption takes, in which nothing has a meaning of its own.
+
+    Raises: FileProblem without the tokenizer's files.
+    """
+    from extensions_lib.hosts.standalone.text import tokens
+
+    return len(tokens([text])[0])

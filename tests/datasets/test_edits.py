@@ -8,6 +8,10 @@ from extensions_lib.datasets import edits
 from extensions_lib.datasets.edits import Edit, EditProblem
 
 
+def _words(text: str) -> int:
+    return len(text.split())
+
+
 def done(edit: Edit, text: str, name: str = "a.png") -> str:
     return edit.change(text, name)
 
@@ -46,7 +50,14 @@ def done(edit: Edit, text: str, name: str = "a.png") -> str:
         (edits.replace("hat|cap", "", "regex", whole_tags=False), "hat, cap,", ""),
         (edits.dedupe(), "a, b, A, c_d, c d", "a, b, c_d"),
         (edits.sort(keep_first=1), "x, c, B, a", "x, a, B, c"),
-        (edits.sort({"a": 1, "b": 7}), "a, c, b", "b, a, c"),
+        (edits.sort("frequency", frequency={"a": 1, "b": 7}), "a, c, b", "b, a, c"),
+        (edits.sort("length"), "ccc, a, bb, aa", "a, aa, bb, ccc"),
+        (edits.sort("length", keep_first=1, backwards=True), "x, a, ccc, bb", "x, ccc, bb, a"),
+        (edits.shorten(3, _words), "a b, c, d", "a b, c"),
+        (edits.shorten(4, _words), "a b,  c, d", "a b,  c, d"),
+        (edits.shorten(1, _words), "a sentence of many words", "a sentence of many words"),
+        (edits.shorten(2, _words), "a b c, d\ne, f, g", "a b c\ne, f"),
+        (edits.shorten(1, _words), "", ""),
         (edits.write({"a.png": "new"}), "old", "new"),
         (edits.write({"b.png": "new"}), "old", "old"),
     ],
@@ -58,6 +69,23 @@ def test_edits(edit: Edit, text: str, expected: str) -> None:
 def test_several_lines_are_several_captions() -> None:
     assert done(edits.add("x"), "a, b\n\nc\n") == "a, b, x\n\nc, x\n"
     assert done(edits.remove("a"), "a, b\nb, a") == "b\nb"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("00012-3-red_hat, smile.png", "red hat, smile"),
+        ("5_good/a cat on a mat.webp", "a cat on a mat"),
+        ("0012 - 1girl, 2023.jpg", "1girl, 2023"),
+        ("1girl.png", "1girl"),
+        ("v1.5 test.png", "v1.5 test"),
+        ("00012-3.png", ""),
+    ],
+)
+def test_a_name_becomes_the_caption_where_there_is_none(name: str, expected: str) -> None:
+    assert done(edits.from_names(), "", name) == expected
+    assert done(edits.from_names(), " ,\n", name) == (expected or " ,\n")
+    assert done(edits.from_names(), "own", name) == "own"
 
 
 @pytest.mark.parametrize("how", edits.SEARCHES)
@@ -76,6 +104,10 @@ def test_problems_are_said() -> None:
         edits.replace("(", "x", "regex")
     with pytest.raises(EditProblem, match="none of literal"):
         edits.replace("a", "x", "fuzzy")
+    with pytest.raises(EditProblem, match="none of alphabet, frequency, length"):
+        edits.sort("score")
+    with pytest.raises(EditProblem, match="at least 1 token"):
+        edits.shorten(0, _words)
     with pytest.raises(EditProblem, match="none of end, start"):
         edits.add("a", "middle")
     with pytest.raises(EditProblem, match="cannot be put in place"):

@@ -87,7 +87,11 @@ def test_a_wrong_filter_changes_nothing(window: Window) -> None:
         ("replace", {"search": "", "by": "x"}),
         ("replace", {"search": "(", "by": "x", "how": "regex"}),
         ("rename", {"value": "hat", "to": ""}),
-        ("sort", {"value": "alphabet", "first": "many"}),
+        ("sort", {"by": "alphabet", "first": "many"}),
+        ("sort", {"by": "score"}),
+        ("shorten", {"most": "0"}),
+        ("put", {"to": "elsewhere"}),  # nothing is picked, nor filtered
+        ("put-back", {"value": '{"from": "elsewhere", "names": ["../../passwd"]}'}),
         ("write", {"value": "../../etc/passwd", "text": "x"}),
         ("take over", {}),
     ],
@@ -99,6 +103,38 @@ def test_an_order_that_cannot_be_followed_is_said(
     done = window(do, **told)
     assert done.problem and not done.changed
     assert {path.name: path.read_bytes() for path in window.folder.glob("*.txt")} == before
+
+
+def test_captions_are_tidied(window: Window) -> None:
+    window("write", value="a.png", text="sls, 1boy, hat, a long sleeve")
+    window("write", value="d.png", text="")
+    window("sort", by="length", first="1", backwards=True)
+    assert (window.folder / "a.txt").read_text() == "sls, a long sleeve, 1boy, hat"
+    window("pick", names=["a.png"], of=["a.png"])
+    window("sort", by="frequency", first="")
+    assert (window.folder / "a.txt").read_text().startswith("hat, ")
+    window("shorten", most="4")
+    assert (window.folder / "a.txt").read_text() == "hat, 1boy"  # each of four tokens is a word
+    window("none")
+    assert window("from-names").said == ("1 caption changed.",)
+    assert (window.folder / "d.txt").read_text() == "d"
+
+
+def test_pictures_are_moved_and_put_back(window: Window) -> None:
+    before = {path.name: path.read_bytes() for path in window.folder.iterdir() if path.is_file()}
+    window("pick", names=["b.png", "d.png"], of=["a.png", "b.png", "c.png", "d.png"])
+    done = window("put", to="5_good")
+    assert done.said[0] == "2 pictures moved." and not done.view.picked
+    assert window.set.names == ["5_good/b.png", "5_good/d.png", "a.png", "c.png"]
+    assert (window.folder / "5_good" / "b.txt").read_text() == "1girl, hat"
+    assert done.moving is not None
+    back = {"from": str(done.moving.target), "names": done.moving.names}
+    window("put-back", value=json.dumps(back))
+    assert {p.name: p.read_bytes() for p in window.folder.iterdir() if p.is_file()} == before
+    (window.folder / "5_good" / "a.png").write_bytes(b"theirs")
+    window("filter", filter="1boy")
+    assert "is there already" in window("put", to="5_good").said[0]
+    assert (window.folder / "5_good" / "a.png").read_bytes() == b"theirs"
 
 
 def test_undo_meets_another_program(window: Window) -> None:
