@@ -314,22 +314,34 @@ def rate_of(
 
 @torch.no_grad()
 def limit_norms(adapters: Mapping[str, Adapter], longest: float) -> int:
-    """Shortens every LoRA whose change is longer (Frobenius) than this; how many there were.
+    """Shortens every change longer (Frobenius) than this that is a product; how many there were.
 
-    Both factors are multiplied by √(longest / norm), as sd-scripts' scale_weight_norms does.
+    Its n factors are each multiplied by (longest / norm)^(1/n), as sd-scripts' scale_weight_norms
+    does it for LoRA and LyCORIS for LoKr. Other kinds than LoRA, LoHa and LoKr stay as they are.
     """
     shortened = 0
     for each in adapters.values():
         adapter = each.inner if isinstance(each, DoRA) else each
-        if not isinstance(adapter, LoRA):
+        if not isinstance(adapter, (LoRA, LoHa, LoKr)):
             continue
-        factors = adapter.low_rank(adapter.shape)
-        # ‖U D‖² = Σ (UᵀU)(DDᵀ): nothing of the weight's size is made.
-        up, down = factors.up, factors.down
-        norm = abs(factors.scale) * ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt()
-        if float(norm) > longest:
-            share = math.sqrt(longest / float(norm))
-            adapter.up.mul_(share)
-            adapter.down.mul_(share)
+        norm = float(_norm(adapter))
+        if norm > longest:
+            factors = list(adapter.parameters().values())
+            for factor in factors:
+                factor.mul_((longest / norm) ** (1 / len(factors)))
             shortened += 1
     return shortened
+
+
+def _norm(adapter: LoRA | LoHa | LoKr) -> Tensor:
+    """The length of its change; nothing of the weight's size is made but for a LoHa."""
+    if isinstance(adapter, LoRA):
+        low = adapter.low_rank(adapter.shape)
+        # |U D|^2 = sum of (U^T U)(D D^T)
+        square = ((low.up.T @ low.up) * (low.down @ low.down.T)).sum()
+        return abs(low.scale) * square.clamp(min=0).sqrt()
+    plain = adapter.plain(torch.float32)
+    if isinstance(plain, LoKr):
+        assert plain.w1 is not None and plain.w2 is not None
+        return abs(plain.scale) * plain.w1.norm() * plain.w2.norm()
+    return abs(plain.scale) * ((plain.w1_a @ plain.w1_b) * (plain.w2_a @ plain.w2_b)).norm()

@@ -88,7 +88,10 @@ class NetworkOptions(BlockRates):
         0.0, "share of layers left out", group="Network", low=0, high=0.99
     )
     scale_weight_norms: float | None = option(
-        None, "shortens a layer's change beyond this norm; 1", group="Network", low=0
+        None,
+        "LoRA, LoHa, LoKr: shortens a layer's change beyond this norm; 1",
+        group="Network",
+        low=0,
     )
     train_unet: bool = option(True, "the UNet is trained", group="Parts")
     train_text_encoder: bool = option(True, "the text encoders are trained", group="Parts")

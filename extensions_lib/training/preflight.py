@@ -180,7 +180,7 @@ def _without_effect(options: TrainingOptions) -> list[str]:
     if options.network_dropout and (options.kind not in _BY_RANKS or options.dora_wd):
         kind = f"{options.kind} with dora_wd" if options.dora_wd else options.kind
         said.append(f"network_dropout: changes nothing for {kind}.")
-    if options.kind not in _BY_RANKS and options.scale_weight_norms:
+    if options.kind not in (*_BY_RANKS, "loha", "lokr") and options.scale_weight_norms:
         said.append(f"scale_weight_norms: changes nothing for {options.kind}.")
     if options.network_weights:
         said.append("network_weights: kind, layers, ranks and alphas are those of the file.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,9 +125,21 @@ def test_text_encoders_are_left_alone_when_asked(folder: Path) -> None:
         run(folder, 1, train_text_encoder=False, train_unet=False)
 
 
-@pytest.mark.parametrize("dora", [False, True])
-def test_norms_stay_within_their_limit(folder: Path, dora: bool) -> None:
-    told = {"learning_rate": 0.1, "lr_scheduler": "constant", "dora_wd": dora}
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        {"dora_wd": True},
+        {"conv_dim": 2, "use_tucker": True},
+        {"kind": "loha"},
+        {"kind": "loha", "conv_dim": 2, "use_tucker": True},
+        {"kind": "lokr"},
+        {"kind": "lokr", "decompose_both": True},
+    ],
+    ids=str,
+)
+def test_norms_stay_within_their_limit(folder: Path, kind: dict[str, Any]) -> None:
+    told = {"learning_rate": 0.1, "lr_scheduler": "constant", **kind}
     free = run(folder, 3, **told)
     bound = run(folder, 3, scale_weight_norms=0.05, **told)
 

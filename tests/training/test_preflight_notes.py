@@ -41,7 +41,7 @@ def ahead(place: StandalonePlace, **told: object) -> Preflight:
         ({"optimizer_type": "Prodigy", "learning_rate": 1e-4}, "0.0001 is little for Prodigy"),
         ({"kind": "loha", "network_dropout": 0.1}, "network_dropout: changes nothing for loha"),
         ({"dora_wd": True, "network_dropout": 0.1}, "nothing for lora with dora_wd"),
-        ({"kind": "lokr", "scale_weight_norms": 1.0}, "scale_weight_norms: changes nothing"),
+        ({"kind": "glora", "scale_weight_norms": 1.0}, "scale_weight_norms: changes nothing"),
         ({"network_weights": "a", "train_text_encoder": False}, "of the text encoder are left out"),
     ],
 )
