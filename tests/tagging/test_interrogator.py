@@ -27,8 +27,7 @@ from extensions_lib.tagging.interrogator import (
 )
 from extensions_lib.tagging.text_features import TextFeatures
 from extensions_lib.tagging.word_lists import NEGATIVE, SHIPPED, WordList, read_lists
-from tests.tagging.test_captioners import config, pictures
-from tests.tagging.tiny_captioners import tiny_captioner, tiny_clip
+from tests.tagging.tiny_captioners import config, pictures, tiny_captioner, tiny_clip
 
 
 def words(name: str, text: str, top: int = 1) -> WordList:

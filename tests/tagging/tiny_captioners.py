@@ -16,7 +16,12 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import numpy as np
 import torch
+from PIL import Image
+
+from extensions_lib.options import checked
+from extensions_lib.tagging.captioners import Captioner, CaptionOptions
 
 _TEXT = (
     "a an the of on in with and red blue green yellow white black small large round square disc "
@@ -318,3 +323,26 @@ def _write_processor(folder: Path, kind: str) -> None:
 
 def _json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+KINDS = ("blip", "git", "blip-2", "blip-2-t5", "vision-encoder-decoder")
+
+
+def pictures(count: int = 9) -> list[Image.Image]:
+    """Random pictures of several shapes."""
+    random = np.random.default_rng(7)
+    found = []
+    for _ in range(count):
+        width, height = (int(side) for side in random.integers(20, 90, 2))
+        blocks = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        found.append(Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST))
+    return found
+
+
+def made(folder: Path, **options: Any) -> Captioner:
+    return Captioner(folder.name, folder, checked(CaptionOptions, {"device": "cpu", **options}))
+
+
+def config(folder: Path, **changed: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from extensions_lib.adapters import Adapter, adapter_from
@@ -71,3 +72,14 @@ def exact(adapter: Adapter, shape: tuple[int, ...]) -> Tensor:
 
 def relative(found: Tensor, wanted: Tensor) -> float:
     return float((found.double() - wanted).norm() / wanted.norm())
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(
+        torch.equal(one[name], two[name]) and one[name].dtype == two[name].dtype for name in one
+    )
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata() or {})
