@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import csv
 import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from extensions_lib.datasets.pictures import open_picture
+from extensions_lib.tagging.pipeline import plan, tag
+from extensions_lib.tagging.run import Progress, Report, Run
+from extensions_lib.tagging.scores import ModelKey, ScoreStore, sparse
+from extensions_lib.tagging.selection import Selection, select, text
+from extensions_lib.tagging.taggers import Tagger
+from extensions_lib.tagging.writer import Output
 
 NAMES = (
     *(("safe", 9), ("explicit", 9)),
@@ -79,3 +91,61 @@ def environment() -> dict[str, str]:
     """For programs that tests start: the project importable, one thread."""
     root = str(Path(__file__).resolve().parents[2])
     return {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+
+
+def run(
+    folder: Path,
+    *runners: Any,
+    selection: Selection | None = None,
+    output: Output | None = None,
+    options: Run | None = None,
+    stop: threading.Event | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Report:
+    store = ScoreStore(folder / ".crucible")
+    output, options = output or Output(), options or Run(decoders=2)
+    try:
+        planned = plan(folder, output, options, store)
+        return tag(
+            planned,
+            runners,
+            selection or Selection(),
+            output,
+            options,
+            store,
+            stop=stop,
+            on_progress=on_progress,
+        )
+    finally:
+        store.close()
+
+
+class Counting:
+    """A runner that counts what it is asked, and may fail or wait."""
+
+    labels: Sequence[Any] = ()
+    thresholds: Mapping[str, float] = MappingProxyType({})
+    least = None
+
+    def __init__(self, act: Callable[[], None] = lambda: None, batch: int = 1) -> None:
+        self.key = ModelKey("counting", "1")
+        self.batch, self.asked, self.act = batch, 0, act
+
+    def prepare(self, image: Any) -> Any:
+        return image.getpixel((0, 0))
+
+    def run(self, prepared: Sequence[Any], stop: Callable[[], bool]) -> list:
+        self.act()
+        self.asked += len(prepared)
+        return [f"a picture of {pixel}" for pixel in prepared]
+
+
+def expected(tagger: Tagger, paths: Sequence[Path], selection: Selection | None = None) -> dict:
+    selection = selection or Selection()
+    made = {}
+    for path in paths:
+        [values] = tagger.score(tagger.prepare(open_picture(path))[None])
+        kept = sparse(values)
+        chosen = select(tagger.labels, kept, selection, thresholds=tagger.thresholds)
+        made[path.with_suffix(".txt").name] = text(chosen, selection)
+    return made

@@ -2,101 +2,21 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import pytest
 
-from extensions_lib.datasets.captions import CaptionProblem
 from extensions_lib.datasets.journal import Journal
 from extensions_lib.datasets.pictures import open_picture
 from extensions_lib.errors import CrucibleError
-from extensions_lib.tagging.pipeline import plan, tag
-from extensions_lib.tagging.run import Progress, Report, Run
+from extensions_lib.tagging.run import Run
 from extensions_lib.tagging.runners import TaggerRunner
-from extensions_lib.tagging.scores import ModelKey, ScoreStore, sparse
+from extensions_lib.tagging.scores import sparse
 from extensions_lib.tagging.selection import Selection, select, text
 from extensions_lib.tagging.taggers import Tagger, load_tagger
-from extensions_lib.tagging.writer import TEMPLATE, Output
-from tests.tagging.sets import captions, write_pictures, write_tagger
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    write_tagger(folder / "colours")
-    write_tagger(folder / "one-at-a-time", batch=1)
-    write_tagger(folder / "others", seed=1)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tagger(models: Path) -> Tagger:
-    return load_tagger("colours", models, device="cpu", threads=1)
-
-
-def run(
-    folder: Path,
-    *runners: Any,
-    selection: Selection | None = None,
-    output: Output | None = None,
-    options: Run | None = None,
-    stop: threading.Event | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-) -> Report:
-    store = ScoreStore(folder / ".crucible")
-    output, options = output or Output(), options or Run(decoders=2)
-    try:
-        planned = plan(folder, output, options, store)
-        return tag(
-            planned,
-            runners,
-            selection or Selection(),
-            output,
-            options,
-            store,
-            stop=stop,
-            on_progress=on_progress,
-        )
-    finally:
-        store.close()
-
-
-def expected(tagger: Tagger, paths: Sequence[Path], selection: Selection | None = None) -> dict:
-    selection = selection or Selection()
-    made = {}
-    for path in paths:
-        [values] = tagger.score(tagger.prepare(open_picture(path))[None])
-        kept = sparse(values)
-        chosen = select(tagger.labels, kept, selection, thresholds=tagger.thresholds)
-        made[path.with_suffix(".txt").name] = text(chosen, selection)
-    return made
-
-
-class Counting:
-    """A runner that counts what it is asked, and may fail or wait."""
-
-    labels: Sequence[Any] = ()
-    thresholds: Mapping[str, float] = MappingProxyType({})
-    least = None
-
-    def __init__(self, act: Callable[[], None] = lambda: None, batch: int = 1) -> None:
-        self.key = ModelKey("counting", "1")
-        self.batch, self.asked, self.act = batch, 0, act
-
-    def prepare(self, image: Any) -> Any:
-        return image.getpixel((0, 0))
-
-    def run(self, prepared: Sequence[Any], stop: Callable[[], bool]) -> list:
-        self.act()
-        self.asked += len(prepared)
-        return [f"a picture of {pixel}" for pixel in prepared]
-
+from extensions_lib.tagging.writer import Output
+from tests.tagging.sets import Counting, captions, expected, run, write_pictures
 
 # --- what comes out ---------------------------------------------------------------------------
 
@@ -132,8 +52,8 @@ def test_scores_do_not_depend_on_batch_mates(tmp_path: Path, tagger: Tagger) -> 
     assert np.abs(tagger.score(np.stack(prepared)) - alone).max() <= 1e-6
 
 
-def test_a_file_of_fixed_batch_is_run_one_at_a_time(tmp_path: Path, models: Path) -> None:
-    fixed = load_tagger("one-at-a-time", models, device="cpu", threads=1)
+def test_a_file_of_fixed_batch_is_run_one_at_a_time(tmp_path: Path, taggers: Path) -> None:
+    fixed = load_tagger("one-at-a-time", taggers, device="cpu", threads=1)
     paths = write_pictures(tmp_path, 5)
     runner = TaggerRunner(fixed, 8)
     assert runner.batch == 1
@@ -154,9 +74,9 @@ def test_an_empty_folder(tmp_path: Path, tagger: Tagger) -> None:
     assert run(tmp_path, TaggerRunner(tagger)).total == 0
 
 
-def test_several_models(tmp_path: Path, tagger: Tagger, models: Path) -> None:
+def test_several_models(tmp_path: Path, tagger: Tagger, taggers: Path) -> None:
     paths = write_pictures(tmp_path, 6)
-    other = load_tagger("others", models, device="cpu", threads=1)
+    other = load_tagger("others", taggers, device="cpu", threads=1)
     chosen = Selection(general=0.5, character=0.5, sort="alphabet")
     runners = (TaggerRunner(tagger), TaggerRunner(other))
     run(tmp_path, *runners, selection=chosen)
@@ -333,158 +253,3 @@ def test_a_run_is_one_step_that_can_be_undone(tmp_path: Path, tagger: Tagger) ->
     assert (entry.count, entry.state) == (70, "done")
     Journal(tmp_path).undo()
     assert captions(tmp_path) == {"005.txt": "by hand"}
-
-
-# --- what goes wrong --------------------------------------------------------------------------
-
-
-def test_broken_pictures_are_listed_and_stop_nothing(tmp_path: Path, tagger: Tagger) -> None:
-    paths = write_pictures(tmp_path, 9)
-    whole = paths[3].read_bytes()
-    paths[3].write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "text.png").write_text("this is no picture")
-    (tmp_path / "empty.jpg").touch()
-    (tmp_path / "003.txt").write_text("by hand")
-    report = run(tmp_path, TaggerRunner(tagger), output=Output(existing="overwrite"))
-    assert [outcome.picture.name for outcome in report.problems] == [
-        "003.png",
-        "empty.jpg",
-        "text.png",
-    ]
-    assert all(o.problem.startswith(o.picture.name + ": ") for o in report.problems)
-    good = [path for path in paths if path != paths[3]]
-    assert captions(tmp_path) == {**expected(tagger, good), "003.txt": "by hand"}
-    assert report.done == report.total == 11
-
-
-def test_a_caption_that_cannot_be_read_is_left_and_listed(tmp_path: Path) -> None:
-    write_pictures(tmp_path, 2)
-    (tmp_path / "000.txt").write_bytes("1girl".encode("utf-16"))
-    report = run(tmp_path, Counting(), output=Output(existing="append"))
-    assert (report.written, len(report.problems)) == (1, 1)
-    assert "UTF-16" in report.problems[0].problem
-    assert (tmp_path / "000.txt").read_bytes() == "1girl".encode("utf-16")
-
-
-def test_a_failing_model_ends_the_run_and_keeps_what_is_done(tmp_path: Path) -> None:
-    write_pictures(tmp_path, 30)
-    asked = iter(range(100))
-
-    def fail_late() -> None:
-        if next(asked) == 10:
-            raise CrucibleError("the model has had enough")
-
-    with pytest.raises(CrucibleError, match="had enough"):
-        run(tmp_path, Counting(fail_late))
-    kept = len(captions(tmp_path))
-    assert kept <= 10
-    runner = Counting()
-    assert run(tmp_path, runner).written == 30 - kept
-    assert len(captions(tmp_path)) == 30
-
-
-def test_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CrucibleError, match="Choose at least one"):
-        run(tmp_path)
-
-
-class Memory(Exception):
-    pass
-
-
-class SmallMemory:
-    """A tagger that takes two pictures at once and no more."""
-
-    def __init__(self, tagger: Tagger, most: int) -> None:
-        self.real, self.most, self.calls = tagger, most, []
-        self.provider, self.batch = "CUDA", None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.real, name)
-
-    def score(self, batch: np.ndarray) -> np.ndarray:
-        self.calls.append(len(batch))
-        if len(batch) > self.most:
-            raise Memory("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer")
-        return self.real.score(batch)
-
-
-def test_out_of_memory_halves_the_batch(tmp_path: Path, tagger: Tagger) -> None:
-    paths = write_pictures(tmp_path, 11)
-    small = SmallMemory(tagger, 2)
-    report = run(tmp_path, TaggerRunner(small))
-    assert small.calls[:4] == [16, 8, 4, 2]
-    assert set(small.calls[4:]) == {2}
-    assert report.written == 11
-    assert captions(tmp_path) == expected(tagger, paths)
-
-
-def test_out_of_memory_for_one_picture_is_said(tmp_path: Path, tagger: Tagger) -> None:
-    write_pictures(tmp_path, 2)
-    with pytest.raises(CrucibleError, match="too small for one picture"):
-        run(tmp_path, TaggerRunner(SmallMemory(tagger, 0)))
-
-
-# --- stop and progress ------------------------------------------------------------------------
-
-
-def test_stop_does_not_wait_for_the_model(tmp_path: Path) -> None:
-    """The model is held until the run has returned: what it was asked then is left undone."""
-    write_pictures(tmp_path, 30)
-    stop, held, asked = threading.Event(), threading.Event(), iter(range(100))
-
-    def hold() -> None:
-        if next(asked) == 5:
-            stop.set()
-            held.wait(60)
-
-    report = run(tmp_path, Counting(hold), stop=stop)
-    done = captions(tmp_path)
-    assert report.stopped
-    assert not held.is_set()
-    assert report.done == len(done) <= 5
-    held.set()
-    resumed = Counting()
-    assert not run(tmp_path, resumed).stopped
-    assert len(captions(tmp_path)) == 30
-    assert resumed.asked <= 30 - len(done)
-
-
-def test_progress_ends_at_the_total(tmp_path: Path) -> None:
-    write_pictures(tmp_path, 12)
-    seen: list[Progress] = []
-    run(tmp_path, Counting(lambda: time.sleep(0.03)), on_progress=seen.append)
-    assert [each.done for each in seen] == sorted(each.done for each in seen)
-    assert seen[-1].done == seen[-1].total == 12
-    assert any(each.left is not None and each.rate > 0 for each in seen)
-    assert seen[-1].left == 0
-
-
-def test_an_error_of_the_listener_ends_the_run(tmp_path: Path) -> None:
-    write_pictures(tmp_path, 12)
-
-    def fail(_: Progress) -> None:
-        raise RuntimeError("the page is gone")
-
-    with pytest.raises(RuntimeError, match="page is gone"):
-        run(tmp_path, Counting(lambda: time.sleep(0.05)), on_progress=fail)
-    assert not Journal(tmp_path).history() or Journal(tmp_path).history()[0].state == "done"
-
-
-def test_the_longest_names_get_captions(tmp_path: Path, tagger: Tagger) -> None:
-    [path] = write_pictures(tmp_path, 1)
-    path.rename(tmp_path / f"{'あ' * 83}.png")
-    report = run(tmp_path, TaggerRunner(tagger))
-    assert report.written == 1 and not report.problems
-    assert (tmp_path / f"{'あ' * 83}.txt").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("suffix", ["", ".", "a/b", "../x", "png", ".JPG"])
-def test_what_is_no_suffix_for_captions(suffix: str, tmp_path: Path) -> None:
-    write_pictures(tmp_path, 1)
-    before = sorted(tmp_path.iterdir())
-    for name in (TEMPLATE, "[name]_tags.[output_extension]"):
-        output = Output(output_extension=suffix, output_name=name)
-        with pytest.raises(CaptionProblem, match=r"output_extension: .* take txt or caption"):
-            plan(tmp_path, output, Run(), ScoreStore(None))
-    assert sorted(tmp_path.iterdir()) == before
