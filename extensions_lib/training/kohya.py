@@ -119,6 +119,11 @@ class _Reading:
             said.append(f"Without a meaning here: {', '.join(sorted(self._idle))}.")
         if self._stated:
             said.append(f"Taken from the loaded checkpoint: {', '.join(sorted(self._stated))}.")
+        if "v_parameterization" in self._stated and self.given["v_parameterization"]:
+            said.append(
+                "v_parameterization: a checkpoint that predicts v must say so itself, by a .yaml"
+                " beside it or a key v_pred; else it is trained to predict noise."
+            )
         return said
 
     # --- single arguments ---------------------------------------------------------------------

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ _MEASURES = 10  # likewise
 Say = Callable[..., None]  # doing=, done=, of=
 
 
-def is_due(done: int, per_epoch: float, steps: int | None, epochs: int | None) -> bool:
+def is_due(done: int, per_epoch: Fraction, steps: int | None, epochs: int | None) -> bool:
     """Whether something that comes every so many steps, or epochs, comes after step `done`."""
     if steps and done % steps == 0:
         return True
@@ -44,7 +45,10 @@ def is_due(done: int, per_epoch: float, steps: int | None, epochs: int | None) -
 
 
 class Looking:
-    """Makes the samples of a run and measures it; `turn` has what is trained on the model."""
+    """Makes the samples of a run and measures it, both with what would be saved.
+
+    `turn` has that on the model.
+    """
 
     def __init__(
         self,
@@ -124,7 +128,7 @@ class Looking:
     @contextmanager
     def _on_the_model(self, sample: Sample) -> Iterator[None]:
         recipe = self._loop.recipe
-        with on_the_model(recipe):
+        with self._loop.as_saved(), on_the_model(recipe):
             if self._kind.guided:
                 control = condition(sample)
                 with torch.no_grad():

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +23,7 @@ from torch import Tensor
 from extensions_lib.errors import CrucibleError
 from extensions_lib.training import ranks
 from extensions_lib.training.in_one import InOne
+from extensions_lib.training.objective import check_for
 from extensions_lib.training.optimizers import (
     make_optimizer,
     schedules_itself,
@@ -30,6 +33,14 @@ from extensions_lib.training.option_groups import LoopOptions
 from extensions_lib.training.schedulers import factor
 from extensions_lib.training.step import Batch, Data, Recipe
 
+if TYPE_CHECKING:
+    from extensions_lib.models.loaded import LoadedModel
+    from extensions_lib.training.options import TrainingOptions
+
+
+_OVERFLOWS = 10  # steps in a row whose loss fp16 does not hold
+_DTYPES = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
 
 class Exploded(CrucibleError):
     """The loss or a gradient is no number any more."""
@@ -37,7 +48,10 @@ class Exploded(CrucibleError):
 
 @dataclass(frozen=True)
 class Step:
-    """What a step came to. `rates` are the learning rates by group; `norm` is the gradient's."""
+    """What a step came to. `rates` are the learning rates by group; `norm` is the gradient's.
+
+    `loss` is no number where fp16 did not hold it, and nothing was learnt in that step.
+    """
 
     number: int
     loss: float
@@ -67,6 +81,7 @@ class Loop:
         self._precision, self.device = precision, device
         self.done = 0
         self._worst = ""
+        self._overflows = 0  # steps in a row
         groups = [{"lr": options.learning_rate, **group} for group in recipe.groups()]
         self._names = [str(group.pop("name", number)) for number, group in enumerate(groups)]
         self._rates = [group["lr"] for group in groups]
@@ -80,11 +95,8 @@ class Loop:
         if hasattr(self.optimizer, "train"):
             self.optimizer.train()
         self._scaler = _scaler(device, scaled)
-        self.ema = (
-            {n: t.detach().clone() for n, t in recipe.tensors().items()}
-            if options.ema_decay
-            else {}
-        )
+        self._looked_at = threading.Lock()  # whoever reads `values` may be another thread
+        self.ema = self._copies() if options.ema_decay else {}
 
     def values(self) -> dict[str, Tensor] | None:
         """What is to be saved where that is not what the tensors are: a mean of the steps."""
@@ -92,15 +104,40 @@ class Loop:
             return self.ema
         if not hasattr(self.optimizer, "train"):  # schedulefree's have two sets of weights
             return None
-        self.optimizer.eval()  # type: ignore[attr-defined]
-        held = {name: each.detach().clone() for name, each in self.recipe.tensors().items()}
-        self.optimizer.train()
+        with self._looked_at:
+            trained = self._copies()
+            self.optimizer.eval()  # type: ignore[attr-defined]
+            held = self._copies()
+            self.optimizer.train()
+            self._become(trained)  # there and back is not the same to the bit
         return held
 
+    @contextmanager
+    def as_saved(self) -> Iterator[None]:
+        """The tensors are what would be saved, and afterwards to the bit what is trained."""
+        values = self.values()
+        if values is None:
+            yield
+            return
+        trained = self._copies()
+        try:
+            self._become(values)
+            yield
+        finally:
+            self._become(trained)
+
+    def _copies(self) -> dict[str, Tensor]:
+        return {name: each.detach().clone() for name, each in self.recipe.tensors().items()}
+
+    @torch.no_grad()
+    def _become(self, values: Mapping[str, Tensor]) -> None:
+        for name, tensor in self.recipe.tensors().items():
+            tensor.copy_(values[name])
+
     @property
-    def per_epoch(self) -> float:
+    def per_epoch(self) -> Fraction:
         """Steps of an epoch."""
-        return len(self.data) / batches_of_step(self.options)
+        return Fraction(len(self.data), batches_of_step(self.options))
 
     @property
     def epoch(self) -> int:
@@ -122,8 +159,10 @@ class Loop:
         trained = self._in_one.gather()
         ranks.average([each.grad for each in trained if each.grad is not None])
         loss = ranks.average_number(loss, trained[0].device)
-        if not math.isfinite(loss):  # of another process: all of them stop at this step
-            self._forget()
+        self._overflows = 0 if math.isfinite(loss) else self._overflows + 1
+        # fp16 overflows now and then: the scaler leaves such a step out, and scales less
+        if self._overflows > (_OVERFLOWS if self._scaler.is_enabled() else 0):
+            self._forget()  # of another process: all of them stop at this step
             raise Exploded(f"step {number + 1}: {self._worst or 'a loss is no number'}; {_ADVICE}")
         norm = self._clip(trained)
         if not math.isfinite(norm) and not self._scaler.is_enabled():
@@ -170,13 +209,16 @@ class Loop:
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on: tensors, numbers, and the optimizer's own."""
-        return {
-            "done": self.done,
-            "trained": {n: t.detach() for n, t in self.recipe.tensors().items()},
-            "ema": self.ema,
-            "optimizer": self._in_one.apart(self.optimizer.state_dict()),
-            "scaler": self._scaler.state_dict(),
-        }
+        two = hasattr(self.optimizer, "train")  # sets of weights: see `values`
+        with self._looked_at:
+            tensors = self.recipe.tensors()
+            return {
+                "done": self.done,
+                "trained": self._copies() if two else {n: t.detach() for n, t in tensors.items()},
+                "ema": self.ema,
+                "optimizer": self._in_one.apart(self.optimizer.state_dict()),
+                "scaler": self._scaler.state_dict(),
+            }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from there. Raises CrucibleError where it is the state of another run."""
@@ -189,10 +231,10 @@ class Loop:
                 f"the saved state is of another run: {strange[0]} and {len(strange) - 1} others "
                 "are not the same in both. Resume with the options that it was begun with."
             )
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(saved[name])
-        self.ema = {name: each.clone() for name, each in state["ema"].items()}
+        self._become(saved)
+        if self.options.ema_decay:
+            means = state["ema"] or saved  # a run that begins to keep them begins with what it has
+            self.ema = {n: means[n].to(t.device, t.dtype, copy=True) for n, t in own.items()}
         self.optimizer.load_state_dict(self._in_one.joined(state["optimizer"]))
         self._scaler.load_state_dict(state["scaler"])
         self.done = state["done"]
@@ -202,6 +244,19 @@ _ADVICE = (
     "nothing of this step was learnt. Lower the learning rate, or train in 32 bits if this was "
     "in 16."
 )
+
+
+def loop_on(model: LoadedModel, recipe: Recipe, data: Data, options: TrainingOptions) -> Loop:
+    """A loop that computes in the precision that the options ask for, else in the model's.
+
+    Raises CrucibleError for options that do not suit what the model predicts.
+    """
+    check_for(options, model.schedule)
+    precision, device = _DTYPES[options.mixed_precision], model.device.type
+    if precision is None and model.dtype in (torch.float16, torch.bfloat16):
+        precision = model.dtype  # what is trained is in 32 bits all the same
+    scaled = precision is torch.float16 and device == "cuda"
+    return Loop(recipe, data, options, precision=precision, device=device, scaled=scaled)
 
 
 def batches_of_step(options: LoopOptions) -> int:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from extensions_lib.errors import CrucibleError
 from extensions_lib.training.option_groups import ObjectiveOptions
 
 if TYPE_CHECKING:
@@ -121,6 +122,15 @@ def _of(values: Tensor, timesteps: Tensor, like: Tensor) -> Tensor:
     ]
 
 
+def check_for(options: ObjectiveOptions, schedule: NoiseSchedule) -> None:
+    """Raises CrucibleError where the options do not suit what the model predicts."""
+    if options.v_pred_like_loss and schedule.prediction == "v_prediction":
+        raise CrucibleError(
+            "v_pred_like_loss: is for checkpoints that predict noise, and this one predicts v;"
+            " leave it out."
+        )
+
+
 # --- the loss ---------------------------------------------------------------------------------
 
 
@@ -189,9 +199,10 @@ def min_snr(s: Tensor, gamma: float, prediction: Prediction) -> Tensor:
 
 
 def debiased(s: Tensor, prediction: Prediction) -> Tensor:
-    """1 / √S for noise, 1 / √(S + 1) for v (Yu et al. 2023, arXiv 2310.08442).
+    """1 / √S for noise (Yu et al. 2023, arXiv 2310.08442), 1 / √(S + 1) for v as OneTrainer has it.
 
-    sd-scripts has 1 / (S + 1) for v, which is the square of what the paper's weight becomes there.
+    The paper's own, told of v, is √S / (S + 1), which gives pure noise next to no weight;
+    sd-scripts has 1 / (S + 1).
     """
     return (s if prediction == "epsilon" else s + 1).rsqrt()
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,7 +129,7 @@ class Outputs:
         """
         options, done = self.options, loop.done
         if options.save_last_n_steps:
-            first = float(done - options.save_last_n_steps)
+            first = Fraction(done - options.save_last_n_steps)
         elif options.save_last_n_epochs:
             epochs = options.save_last_n_epochs * (options.save_every_n_epochs or 1)
             first = (int(done / loop.per_epoch) - epochs + 1) * loop.per_epoch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -29,17 +30,18 @@ class Pace:
         self._last = time.monotonic()
 
     def step(self, loss: float) -> None:
-        """A step is done."""
+        """A step is done; a loss that is no number does not count."""
         now = time.monotonic()
         self._seconds.append(now - self._last)
         self._last = now
-        self._sum = _SMOOTH * self._sum + (1 - _SMOOTH) * loss
-        self._weight = _SMOOTH * self._weight + (1 - _SMOOTH)
+        if math.isfinite(loss):
+            self._sum = _SMOOTH * self._sum + (1 - _SMOOTH) * loss
+            self._weight = _SMOOTH * self._weight + (1 - _SMOOTH)
 
     @property
-    def loss(self) -> float:
+    def loss(self) -> float | None:
         """The smoothed loss, without the bias of its start."""
-        return self._sum / self._weight
+        return self._sum / self._weight if self._weight else None
 
     @property
     def per_second(self) -> float:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from extensions_lib.datasets.options import contradictions
 from extensions_lib.errors import CrucibleError
 from extensions_lib.files.cache import FileCache
 from extensions_lib.models.place import Place
+from extensions_lib.patching.checkpointing import Checkpointing
 from extensions_lib.patching.passes import FastPasses
 from extensions_lib.training.data import Run as DataRun
 from extensions_lib.training.data import TrainingData, read_training_data
@@ -24,7 +26,7 @@ from extensions_lib.training.data_report import DataReport, report
 from extensions_lib.training.encoding import TextOptions
 from extensions_lib.training.kinds import kind_of
 from extensions_lib.training.looking import on_the_model
-from extensions_lib.training.loop import Loop, batches_of_step
+from extensions_lib.training.loop import batches_of_step, loop_on
 from extensions_lib.training.metadata import free_name
 from extensions_lib.training.optimizers import schedules_itself
 from extensions_lib.training.options import TrainingOptions, check
@@ -93,12 +95,12 @@ def look_ahead(
     steps, epochs = steps_of(options, len(data))
     cost = None
     if measured and not problems:
-        cost = _measured(place, replace(options, max_train_steps=steps), data)
-        if cost.bytes_there is not None and cost.bytes_needed > cost.bytes_there:
-            notes.append(
-                "More memory is needed than is free: take smaller pictures or batches, a lower "
-                "rank, or gradient_checkpointing."
-            )
+        try:
+            cost = _measured(place, replace(options, max_train_steps=steps), data)
+        except torch.cuda.OutOfMemoryError:
+            notes.append(_TOO_MUCH)
+        if cost and cost.bytes_there is not None and cost.bytes_needed > cost.bytes_there:
+            notes.append(_TOO_MUCH)
     return Preflight(tuple(problems), tuple(notes), steps, epochs, told, cost, data)
 
 
@@ -193,6 +195,10 @@ def _without_effect(options: TrainingOptions) -> list[str]:
     return said
 
 
+_TOO_MUCH = (
+    "More memory is needed than is free: take smaller pictures or batches, a lower rank, or "
+    "gradient_checkpointing."
+)
 _RATIOS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
 _BY_RANKS = ("lora", "lora-fa", "dylora")
 _MEASURING = ("prodigy", "dadapt")  # optimizers that find the learning rate
@@ -204,9 +210,11 @@ def _measured(place: Place, options: TrainingOptions, data: TrainingData) -> Cos
     kept = _Kept()
     with place.turn() as model:
         data.prepare(model)
-        recipe = kind_of(options).make(model, options, None)
-        loop = Loop(recipe, data, options)
-        with on_the_model(recipe, FastPasses(model.loaded)):
+        file = Path(options.network_weights) if options.network_weights else None
+        recipe = kind_of(options).make(model, options, file)
+        loop = loop_on(model.loaded, recipe, data, options)
+        again = Checkpointing(model.loaded) if options.gradient_checkpointing else None
+        with on_the_model(recipe, FastPasses(model.loaded), again):
             loop.step()  # the first one is slower than those that follow
             started = time.perf_counter()
             with torch.autograd.graph.saved_tensors_hooks(kept.keep, kept.same):

@@ -9,12 +9,14 @@ run.status(), run.record         # for whoever looks on
 from __future__ import annotations
 
 import gc
+import math
 import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +24,6 @@ import torch
 
 from extensions_lib.datasets.folders import subsets_of
 from extensions_lib.errors import CrucibleError, FileProblem, Stopped
-from extensions_lib.models.loaded import LoadedModel
 from extensions_lib.models.place import Place, Snapshot
 from extensions_lib.patching.checkpointing import Checkpointing
 from extensions_lib.patching.passes import FastPasses
@@ -32,7 +33,7 @@ from extensions_lib.training.data import Run as DataRun
 from extensions_lib.training.data import TrainingData, read_training_data
 from extensions_lib.training.kinds import kind_of
 from extensions_lib.training.looking import Looking, is_due, on_the_model
-from extensions_lib.training.loop import Exploded, Loop, Step, batches_of_step
+from extensions_lib.training.loop import Exploded, Loop, Step, batches_of_step, loop_on
 from extensions_lib.training.options import TrainingOptions, check
 from extensions_lib.training.outputs import Outputs
 from extensions_lib.training.pace import Pace, seldom_searched
@@ -40,11 +41,9 @@ from extensions_lib.training.preflight import facts_of, steps_of, text_options
 from extensions_lib.training.recipes.network import NetworkRecipe
 from extensions_lib.training.record import Record
 from extensions_lib.training.state import load_state, save_state, states
-from extensions_lib.training.step import Recipe
 
 State = Literal["preparing", "training", "paused", "done", "stopped", "failed"]
 ENDED = ("done", "stopped", "failed")
-_DTYPES = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,8 @@ class Run:
             if about.get("data") != data.identity:
                 self.record.add(loop.done, said="The pictures or captions have changed since.")
         self._say(state="training", doing="", step=loop.done)
-        looking = Looking(self.place, self.options, self.kind, loop, data, lambda: self._turn(loop))
+        turn = partial(self._turn, loop, as_saved=True)
+        looking = Looking(self.place, self.options, self.kind, loop, data, turn)
         try:
             with self._shown(loop), seldom_searched():
                 if loop.done == 0:
@@ -243,21 +243,7 @@ class Run:
                 self._checkpointing = Checkpointing(loaded)
         self._data = data
         self.outputs.about(loaded)
-        return self._loop(recipe, data, loaded), data
-
-    def _loop(self, recipe: Recipe, data: TrainingData, loaded: LoadedModel) -> Loop:
-        precision, device = _DTYPES[self.options.mixed_precision], loaded.device.type
-        if precision is None and loaded.dtype in (torch.float16, torch.bfloat16):
-            precision = loaded.dtype  # what is trained is in 32 bits all the same
-        half = precision is torch.float16
-        return Loop(
-            recipe,
-            data,
-            self.options,
-            precision=precision,
-            device=device,
-            scaled=half and device == "cuda",
-        )
+        return loop_on(loaded, recipe, data, self.options), data
 
     # --- steps --------------------------------------------------------------------------------
 
@@ -266,7 +252,7 @@ class Run:
         self._pace.begin(loop.done)
         while loop.done < steps and not ranks.any_of(self._stop.is_set()):
             if not self._going.is_set():
-                self._paused()
+                self._paused(loop)
                 continue
             try:
                 with self._turn(loop):
@@ -278,26 +264,34 @@ class Run:
             if self._look(looking.after_step) and not saved:
                 self._write_with_samples(loop)
 
-    def _paused(self) -> None:
+    def _paused(self, loop: Loop) -> None:
         self._say(state="paused")
-        self._going.wait()
+        while not self._going.wait(0.2):
+            if self._save.is_set():
+                self._save.clear()
+                self._write_if_possible(loop)
         self._pace.begin(self._status.step)
         self._say(state="training")
 
     @contextmanager
-    def _turn(self, loop: Loop) -> Iterator[None]:
-        """The model for one step, with what is trained on it."""
+    def _turn(self, loop: Loop, as_saved: bool = False) -> Iterator[None]:
+        """The model for one step, with what is trained on it, or what would be saved of that."""
         with (
             self.place.turn(self._stop),
+            loop.as_saved() if as_saved else nullcontext(),
             on_the_model(loop.recipe, self._passes, self._checkpointing),
         ):
             yield
 
     def _after(self, step: Step, loop: Loop) -> None:
         done = loop.done
+        if not math.isfinite(step.loss):
+            self.record.add(done, said=f"Step {done} was left out: it overflowed in fp16.")
+        else:
+            norm = {"norm": step.norm} if math.isfinite(step.norm) else {}  # no number in JSON
+            self.record.add(done, loss=step.loss, **norm, rates=step.rates)
         self._pace.step(step.loss)
         left = (loop.options.max_train_steps - done) / self._pace.per_second
-        self.record.add(done, loss=step.loss, norm=step.norm, rates=step.rates)
         self._say(
             step=done,
             epoch=int((done - 1) / loop.per_epoch) + 1,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import torch
 from extensions_lib.adapters import DoRA
 from extensions_lib.errors import CrucibleError, FileProblem
 from extensions_lib.training import ranks
+from extensions_lib.training.looking import is_due
 from extensions_lib.training.loop import Exploded, Loop, LoopOptions, Step
 from extensions_lib.training.option_groups import KINDS
 from extensions_lib.training.options import TrainingOptions
@@ -168,6 +172,29 @@ def test_a_loss_that_is_no_number_changes_nothing_and_names_the_picture(folder: 
     assert all(tensor.grad is None for tensor in recipe.tensors().values())
 
 
+def test_a_step_that_overflows_in_fp16_is_left_out(folder: Path) -> None:
+    model = trainable(folder)
+    recipe = NetworkRecipe(model, NetworkTraining(network_dim=2), 1e-3)
+    data = Few()
+    data.latents[3] = float("inf")
+    loop = Loop(recipe, data, LoopOptions(max_train_steps=80), scaled=True)
+    recipe.put_in()
+    moved = {}  # by whether the loss was a number
+    for _ in range(6):
+        before = bits(loop)
+        step = loop.step()
+        after = bits(loop)
+        moved[math.isfinite(step.loss)] = any(
+            not torch.equal(before[name], each) for name, each in after.items()
+        )
+    assert moved == {True: True, False: False} and loop.done == 6
+    data.latents[:] = float("inf")
+    with pytest.raises(Exploded, match="step 16: the loss of"):
+        for _ in range(20):
+            loop.step()
+    recipe.take_out()
+
+
 def test_states_are_kept_and_others_refused(folder: Path, tmp_path: Path) -> None:
     loop = run(folder, 1)
     for _ in range(3):
@@ -220,3 +247,70 @@ def test_epochs_are_those_of_all_processes(folder: Path, monkeypatch: pytest.Mon
     assert (loop.per_epoch, loop.epoch) == (1.0, 2)
     options = TrainingOptions(max_train_epochs=4, gradient_accumulation_steps=2)
     assert steps_of(options, 12) == (8, 4.0)  # each step learns from 6 batches
+
+
+# --- what is saved ----------------------------------------------------------------------------
+
+
+class TwoSets(torch.optim.SGD):
+    """Has two sets of weights, as the schedule-free optimizers do."""
+
+    def train(self) -> None:
+        self._move(1 / 0.7, -0.3 / 0.7)
+
+    def eval(self) -> None:
+        self._move(0.7, 0.3)
+
+    @torch.no_grad()
+    def _move(self, share: float, more: float) -> None:
+        for each in self.param_groups[0]["params"]:
+            mean = self.state[each].setdefault("mean", torch.full_like(each, 0.1))
+            each.mul_(share).add_(mean, alpha=more)
+
+
+TWO_SETS = f"{__name__}.TwoSets"
+
+
+def bits(loop: Loop) -> dict[str, torch.Tensor]:
+    return {name: each.detach().clone() for name, each in loop.recipe.tensors().items()}
+
+
+@pytest.mark.parametrize("options", [{"ema_decay": 0.9}, {"optimizer_type": TWO_SETS}, {}], ids=str)
+def test_what_is_saved_is_looked_at_and_what_is_trained_stays(
+    folder: Path, options: dict[str, object]
+) -> None:
+    loop = run(folder, 4, **options)
+    trained, saved = bits(loop), loop.values() or bits(loop)
+    with loop.as_saved():
+        assert all(torch.equal(each, saved[name]) for name, each in bits(loop).items())
+    assert all(torch.equal(each, trained[name]) for name, each in bits(loop).items())
+    assert any(not torch.equal(each, saved[name]) for name, each in trained.items()) == bool(
+        options
+    )
+
+
+def test_means_begin_with_what_a_run_has(folder: Path, tmp_path: Path) -> None:
+    path = save_state(tmp_path, run(folder, 3).state(), {}, keep=1)
+    resumed = run(folder, 3, resume=path, ema_decay=0.9)
+    assert resumed.ema and all(torch.equal(resumed.ema[n], t) for n, t in bits(resumed).items())
+
+
+def test_what_is_gone_on_with_is_saved_where_it_does_not_learn(folder: Path) -> None:
+    model, options = trainable(folder), NetworkTraining(network_dim=2)
+    first = NetworkRecipe(model, options, 1e-3).adapters
+    still = replace(options, text_encoder_lr=(0.0,))
+    assert not any(name.startswith("te") for name in NetworkRecipe(model, still, 1e-3).learnt())
+    assert NetworkRecipe(model, still, 1e-3, adapters=first).learnt().keys() == first.keys()
+
+
+@pytest.mark.parametrize("batches", [3, 7])
+@pytest.mark.parametrize("accumulation", [1, 3, 7])
+@pytest.mark.parametrize("every", [1, 3])
+def test_what_is_due_at_epochs_is_due_at_their_last_step(
+    batches: int, accumulation: int, every: int
+) -> None:
+    due = [
+        step for step in range(1, 100) if is_due(step, Fraction(batches, accumulation), None, every)
+    ]
+    ends = [-(-batches * epoch // accumulation) for epoch in range(every, 1000, every)]
+    assert due == sorted({step for step in ends if step < 100})

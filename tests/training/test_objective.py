@@ -1,13 +1,15 @@
 """The pieces of the objective against their formulas, each alone, in float64."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from extensions_lib.errors import CrucibleError
 from extensions_lib.models.loaded import NoiseSchedule
 from extensions_lib.training import objective
-from extensions_lib.training.objective import ObjectiveOptions
+from extensions_lib.training.objective import ObjectiveOptions, check_for
 
 STEPS = torch.tensor([0, 17, 500, 999])
 
@@ -196,3 +198,10 @@ def test_noise_is_the_same_whatever_the_dtype() -> None:
         objective.draw_noise(latents, ObjectiveOptions(), seeded(9)),
         torch.randn(2, 4, 8, 8, generator=seeded(9)),
     )
+
+
+def test_a_weight_for_noise_is_refused_where_v_is_predicted() -> None:
+    plain = NoiseSchedule.scaled_linear()
+    check_for(ObjectiveOptions(v_pred_like_loss=0.5), plain)
+    with pytest.raises(CrucibleError, match="v_pred_like_loss: is for checkpoints that predict"):
+        check_for(ObjectiveOptions(v_pred_like_loss=0.5), replace(plain, prediction="v_prediction"))

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from extensions_lib.errors import CrucibleError
 from extensions_lib.hosts.standalone import StandaloneHost
 from extensions_lib.hosts.standalone.place import StandalonePlace
 from extensions_lib.models.place import Sample
 from extensions_lib.options import checked
+from extensions_lib.training import preflight
 from extensions_lib.training.options import TrainingOptions
-from extensions_lib.training.preflight import Preflight, look_ahead
+from extensions_lib.training.preflight import Cost, Preflight, look_ahead
 from extensions_lib.training.sample_prompts import read_sample, read_samples
 from tests.tiny import tiny_checkpoint
 from tests.training.drawn import SMALL, drawn_set
@@ -90,3 +92,29 @@ def test_prompts_of_samples_as_sd_scripts_reads_them() -> None:
     ]
     with pytest.raises(CrucibleError, match="--w takes a number"):
         read_sample("a --w", usual)
+
+
+def test_the_step_that_is_tried_is_the_runs_own(place: StandalonePlace) -> None:
+    usual = {"train_data_dir": str(place.host.root / "set"), "train_batch_size": 4, **SMALL}
+
+    def cost(**told: object) -> Cost:
+        found = look_ahead(place, checked(TrainingOptions, {**usual, **told}), measured=True).cost
+        assert found is not None
+        return found
+
+    plain, again = cost(), cost(gradient_checkpointing=True)
+    assert again.bytes_needed < plain.bytes_needed and again.trained == plain.trained
+    smaller = cost(network_dim=2)
+    assert smaller.trained < plain.trained
+
+
+def test_memory_that_is_not_there_is_said(
+    place: StandalonePlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> Cost:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(preflight, "_measured", full)
+    usual = {"train_data_dir": str(place.host.root / "set"), **SMALL}
+    found = look_ahead(place, checked(TrainingOptions, usual), measured=True)
+    assert any("More memory is needed than is free" in note for note in found.notes)

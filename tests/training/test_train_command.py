@@ -71,10 +71,10 @@ def test_the_look_ahead_trains_nothing(root: Path, capsys: pytest.CaptureFixture
 def test_presets_are_begun_with(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["--train-data-dir", str(root / "set"), "--resolution", "64", "--min-bucket-reso", "32"]
     more += ["--bucket-reso-steps", "32", "--check", "--max-train-steps", "7"]
-    assert run(root, "--preset", "character", *more) == 0
+    assert run(root, "--preset", "new shape", *more) == 0
     assert "7 steps" in capsys.readouterr().out
-    assert run(root, "--preset", "portrait", *more) == 1
-    assert "is none of Character" in capsys.readouterr().err
+    assert run(root, "--preset", "Character", *more) == 1  # for large models alone
+    assert "is none of New shape, Embedding" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,20 @@ def test_the_network_can_be_named_while_it_is_trained(
     assert file.images[0].tobytes() == live.images[0].tobytes()
 
 
+def test_it_is_saved_in_a_pause(runs: Runs, pictures: Path) -> None:
+    run = runs.start(runner.options(pictures, 200))
+    until(lambda: run.status().step >= 2)
+    run.pause()
+    until(lambda: run.status().state == "paused")
+    step = run.status().step
+    run.save_now()
+    until(lambda: bool(run.record.entries("saved")))
+    assert run.record.entries("saved")[-1]["step"] == step == run.status().step
+    assert run.status().state == "paused"
+    run.stop()
+    ended(run, "stopped")
+
+
 def test_pictures_are_made_between_steps(host: StandaloneHost, runs: Runs, pictures: Path) -> None:
     run = runs.start(runner.options(pictures, 500))
     until(lambda: run.status().step >= 2)

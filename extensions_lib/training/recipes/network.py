@@ -39,6 +39,7 @@ class NetworkRecipe:
         adapters: Mapping[str, Adapter] | None = None,
     ) -> None:
         self.model, self.options = model, options
+        self._goes_on = adapters is not None
         generator = torch.Generator().manual_seed(seed)
         self.adapters = dict(adapters or fresh_network(model.loaded, options, generator))
         self._set = InTraining(
@@ -120,13 +121,12 @@ class NetworkRecipe:
     def learnt(self, values: Mapping[str, Tensor] | None = None) -> dict[str, Adapter]:
         """The adapters as they are now, apart from the run; `values`: other values for them.
 
-        Layers of which nothing is trained are left out.
+        Fresh layers of which nothing is trained are left out: they change nothing.
         """
         found = {}
         for layer, adapter in self.adapters.items():
-            if not any(
-                each.requires_grad for each in trained_parts(adapter, self.options).values()
-            ):
+            learning = trained_parts(adapter, self.options).values()
+            if not self._goes_on and not any(each.requires_grad for each in learning):
                 continue
             parts = adapter.tensors()
             for name in adapter.parameters():
