@@ -94,10 +94,19 @@ class WebUIHost:
             except Exception as error:  # whatever its samplers raise: said, and traced below it
                 raise CrucibleError(f"the WebUI could not make the picture: {error}") from error
             finally:
+                # Somebody may have pressed Interrupt or Skip at the page.
+                cut = watch.stopped or shared.state.interrupted or shared.state.skipped
                 shared.state.end()
-        if watch.stopped and not done.images:
-            raise Stopped("stopped before a picture was finished")
-        return _result(done, request, watch.stopped)
+        result = _result(done, request, cut)
+        if not result.images:
+            raise _nothing(watch.stopped)
+        return result
+
+
+def _nothing(stopped: bool) -> CrucibleError:
+    if stopped:
+        return Stopped("Stopped before a picture was finished.")
+    return CrucibleError("The WebUI was interrupted before a picture was finished.")
 
 
 def _encode_anew(order: Any) -> None:
@@ -132,12 +141,15 @@ def _order(request: GenerationRequest, shared: Any) -> dict[str, Any]:
     }
 
 
-def _result(done: Any, request: GenerationRequest, stopped: bool) -> GenerationResult:
+def _result(done: Any, request: GenerationRequest, cut: bool) -> GenerationResult:
+    """The finished pictures. The WebUI also hands over those under way, as far as they had come."""
     told = json.loads(done.js())
     first = done.index_of_first_image
     images = list(done.images)[first:]
+    if cut:
+        images = images[: -request.batch_size]
     messages = [line for line in (done.comments or "").splitlines() if line]
-    if stopped:
+    if cut:
         messages.append("Stopped.")
     return GenerationResult(
         images=images,

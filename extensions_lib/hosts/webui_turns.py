@@ -49,5 +49,5 @@ class WebUITurns:
             self._of, self._file = weakref.ref(sd_model), file
         if self._of() is not sd_model or self._file != file:
             raise CrucibleError(
-                f"the WebUI has loaded another checkpoint; load {self._file} again and resume."
+                f"The WebUI has loaded another checkpoint; load {self._file} again and resume."
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
 import re
@@ -19,6 +20,7 @@ from extensions_lib.tagging import runtime
 log = logging.getLogger(__name__)
 
 DEVICES = ("auto", "gpu", "cpu")
+INSTALLER = Path(__file__).resolve().parents[2] / "install.py"  # leaves all other packages alone
 _NAMES = {
     "CUDAExecutionProvider": "CUDA",
     "ROCMExecutionProvider": "ROCm",
@@ -56,8 +58,7 @@ def load_runtime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise RuntimeMissing(
-            f"Taggers need onnxruntime, which cannot be loaded here ({error})."
-            f" Run: {_install(runtime.wanted())}"
+            f"Taggers need onnxruntime, which cannot be loaded here ({error}). Run: {_add()}"
         ) from error
     # A folder left behind by removing one of two onnxruntime packages imports as an empty module.
     if not hasattr(onnxruntime, "InferenceSession"):
@@ -67,9 +68,24 @@ def load_runtime() -> Any:
 
 def pip_command(*arguments: str) -> str:
     """A command that people can paste: pip of this very Python."""
-    quoted = [f'"{each}"' if set(each) & set(" <>&|[]") else each for each in arguments]
-    python = f'"{sys.executable}"' if " " in sys.executable else sys.executable
-    return " ".join([python, "-m", "pip", *quoted])
+    return _pasted("-m", "pip", *arguments)
+
+
+def _pasted(*arguments: str) -> str:
+    """A command of this very Python."""
+    words = (sys.executable, *arguments)
+    return " ".join(f'"{each}"' if set(each) & set(" <>&|[]") else each for each in words)
+
+
+def _add() -> str:
+    """The command that adds what is missing.
+
+    Our own, where it can: pip alone also brings up to date what onnxruntime needs, such as
+    protobuf, which a WebUI holds at an old version.
+    """
+    if importlib.util.find_spec("onnxruntime") is None and INSTALLER.is_file():
+        return _pasted(str(INSTALLER))
+    return _install(runtime.wanted())
 
 
 def _install(wanted: runtime.Wanted, *options: str) -> str:

@@ -7,7 +7,7 @@ in each browser. As a page of its own, shown in a frame, it costs nothing until 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from extensions_lib.ui.own_page import Receive, Scope, Send
@@ -63,11 +63,13 @@ def framed_page(
     lang: str = "",
     own_url: str | None = None,
     checked: bool = True,
+    styles: Sequence[str] = (),
 ) -> FastAPI:
     """A page with what `build` makes inside it, and the routes that its scripts ask.
 
     `own_url`: where this program reaches the page, which gradio 3 asks to run its events;
-    `checked`: whether it trusts only a certificate that somebody has signed.
+    `checked`: whether it trusts only a certificate that somebody has signed; `styles`: addresses
+    of further style sheets, relative to the page.
     """
     import gradio as gr
     from fastapi import FastAPI
@@ -85,5 +87,5 @@ def framed_page(
     add_file_routes(app)
     add_routes(app)
     app = compat.mounted(app, page, own_url, checked)
-    app.add_middleware(OwnPage, head=page_head(lang, title))
+    app.add_middleware(OwnPage, head=page_head(lang, title, styles))
     return app

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,8 +101,11 @@ def with_length(headers: Headers, length: int) -> Headers:
     return [*kept, (b"content-length", str(length).encode("ascii"))]
 
 
-def page_head(lang: str, title: str = "Crucible") -> str:
-    """Our part of the page's head: what the script needs to know, the script, the style."""
+def page_head(lang: str, title: str = "Crucible", styles: Sequence[str] = ()) -> str:
+    """Our part of the page's head: what the script needs to know, the script, the styles.
+
+    `styles` are addresses of further ones, such as that of a WebUI's font.
+    """
     folder = ROOT / "localizations"
     texts = {
         path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")
@@ -118,7 +121,8 @@ def page_head(lang: str, title: str = "Crucible") -> str:
         f"<title>{title}</title><script>window.crucible_page = {about};</script>"
         + "".join(f'<script src="crucible/{each.name}?{stamp}"></script>' for each in scripts())
         + f'<link rel="stylesheet" href="crucible/style.css?{stamp}">'
-        '<link rel="icon" href="data:,">'
+        + "".join(f'<link rel="stylesheet" href="{each}">' for each in styles)
+        + '<link rel="icon" href="data:,">'
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 _TOKEN = secrets.token_urlsafe(16)
+_ASSETS = "/webui-assets"
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,12 @@ def app_started(demo: Any, app: Any) -> None:
     dependencies = host_dependencies(app)
     for tab in TABS:
         if demo is not None:
-            app.mount(tab.path.rstrip("/"), LatePage(partial(_page, tab, demo)))
+            app.mount(tab.path.rstrip("/"), LatePage(partial(_page, tab, demo, app)))
         if dependencies is not None:
             tab.add_api(app, dependencies)
 
 
-def _page(tab: Tab, demo: Any) -> FastAPI:
+def _page(tab: Tab, demo: Any, webui: FastAPI) -> FastAPI:
     from modules import shared
 
     from extensions_lib.ui.late_page import framed_page
@@ -89,8 +90,17 @@ def _page(tab: Tab, demo: Any) -> FastAPI:
     own_url = f"{local.rstrip('/')}{tab.path}" if local else None
     checked = bool(getattr(demo, "ssl_verify", True))
     return framed_page(
-        tab.label, tab.build, tab.add_page_routes, theme, _language(), own_url, checked
-    )
+        tab.label, tab.build, tab.add_page_routes, theme, _language(), own_url, checked,
+        _fonts(tab, webui.routes),
+    )  # fmt: skip
+
+
+def _fonts(tab: Tab, routes: Iterable[Any]) -> list[str]:
+    """Where the WebUI's theme has its font from, as its own page does; seen from the tab's page."""
+    if all(getattr(route, "path", None) != _ASSETS for route in routes):
+        return []
+    up = "/".join([".."] * (tab.path.count("/") - 1))
+    return [f"{up}{_ASSETS}/css/sourcesanspro.css"]
 
 
 def _language() -> str:

@@ -156,14 +156,29 @@ def test_the_best_provider_there_is_chosen() -> None:
     assert chosen("AzureExecutionProvider", "CPUExecutionProvider") == []
 
 
-@pytest.mark.parametrize("module", [None, types.ModuleType("onnxruntime")])
-def test_a_missing_runtime_is_told_with_the_command(
-    module: types.ModuleType | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def told_without(module: types.ModuleType | None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What is said where this, or nothing, is all that there is of onnxruntime."""
     monkeypatch.setitem(sys.modules, "onnxruntime", module)  # type: ignore[arg-type]
-    with pytest.raises(RuntimeMissing, match="-m pip") as caught:
+    with pytest.raises(RuntimeMissing) as caught:
         providers.load_runtime()
-    assert "onnxruntime" in str(caught.value) and "\n" not in str(caught.value)
+    said = str(caught.value)
+    assert "onnxruntime" in said and "\n" not in said
+    return said
+
+
+def test_a_missing_runtime_is_told_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a WebUI's packages none may change: install.py holds them, pip alone does not."""
+    said = told_without(None, monkeypatch)
+    python, script = shlex.split(said.partition(" Run: ")[2])
+    assert python == sys.executable
+    assert Path(script).name == "install.py" and Path(script).is_file()
+    monkeypatch.setattr(providers, "INSTALLER", Path("gone.py"))
+    assert "-m pip install" in told_without(None, monkeypatch)
+
+
+def test_an_incomplete_runtime_is_put_here_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = told_without(types.ModuleType("onnxruntime"), monkeypatch)
+    assert "-m pip uninstall" in said and "-m pip install" in said
 
 
 def test_commands_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:

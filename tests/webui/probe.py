@@ -18,7 +18,7 @@ def _pictures(asked: dict) -> dict:
 
     def note(progress) -> None:
         seen.append(progress.step)
-        if stop_at is not None and progress.step >= stop_at:
+        if stop_at is not None and [progress.image, progress.step] >= stop_at:
             stop.set()
 
     try:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.ui.conftest import FLAGS
-from tests.webui.conftest import HOST, NEAR, PROMPT, SIZE, WebUI, furthest
+from tests.webui.conftest import HOST, NEAR, PROMPT, ROOT, SIZE, WebUI, furthest
 from tests.webui.ways import ALONE, STAR, Runs, options, picture, running, wait
 
 pytestmark = [pytest.mark.webui, pytest.mark.slow, pytest.mark.browser]
@@ -95,6 +95,20 @@ def test_the_page_reloaded_and_the_builtin_given_back(runs: Runs, browse: Browse
     plots = [each for each in webui.call("/sdapi/v1/script-info") if each["name"] == "x/y/z plot"]
     axes = next(a["choices"] for a in plots[0]["args"] if a["label"] == "X type")
     assert axes.count("[Crucible] Network weight") == 1
+
+
+def test_our_settings_in_the_language_of_the_webui(runs: Runs, browse: Browse) -> None:
+    texts = json.loads((ROOT / "localizations" / "zh_CN.json").read_text(encoding="utf-8"))
+    page = browse(runs(localization="zh_CN"))
+    page.locator("#tabs > .tab-nav button", has_text=texts["Settings"]).click()
+    page.locator("#settings .tab-nav button", has_text="Crucible").click()
+    ours = page.locator("#settings_crucible")
+    for label in (
+        "Crucible applies the networks of <lora:…> and <lyco:…> tags",
+        "(off: the builtin Lora extension does; takes effect after Reload UI)",
+        "Answers of /tagger/v1/interrogate",
+    ):
+        ours.get_by_text(texts[label]).first.wait_for()
 
 
 def test_pasted_text_and_what_is_said_at_the_picture(runs: Runs, browse: Browse) -> None:

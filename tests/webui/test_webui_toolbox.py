@@ -68,6 +68,17 @@ def page(chromium_path: str, runs: Runs) -> Iterator[Any]:
         yield made
 
 
+@pytest.mark.browser
+def test_the_tab_is_written_in_the_webuis_font(page: Any) -> None:
+    tab = opened(page, "Toolbox", f"{ID}-about-go")
+    named = "() => getComputedStyle(document.querySelector('.gradio-container')).fontFamily"
+    assert tab.evaluate(named) == page.evaluate(named)
+    tab.wait_for_function(
+        "() => [...document.fonts].some((face) => face.status === 'loaded'"
+        " && face.family.includes('Source Sans Pro'))"
+    )
+
+
 def press(tab: Any, name: str) -> None:
     tab.wait_for_timeout(800)  # what was typed has reached the button by then
     tab.locator(f"{ID}-{name}-go").click()

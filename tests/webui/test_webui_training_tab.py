@@ -162,6 +162,10 @@ def test_thirty_steps_by_the_tab(runs: Runs, page: Any, lesson: LessonSet) -> No
     tab = to_training(page)
     tab.locator(".crucible-training-now[data-state=done]").wait_for()
     assert tab.locator(".crucible-chart path.raw").count() == 1
+    tab.wait_for_function(  # drawn for the width that it has here: nothing is stretched
+        "() => { const place = document.querySelector('.crucible-chart');"
+        " return Number(place.querySelector('svg').getAttribute('width')) === place.clientWidth; }"
+    )
     tab.locator(".crucible-training-samples td img").nth(1).wait_for()
     shot(page, "done")
     assert np.array_equal(picture(webui, PROMPT), before)
