@@ -241,7 +241,8 @@ def main(arguments):
         found = ".".join(map(str, sys.version_info[:3]))
         say(f"Crucible needs Python 3.10, 3.11 or 3.12, and this is {found}: start it with one.")
         return 1
-    with_dev = arguments[:1] in (["test"], ["build-tagger"])
+    asks = {"-h", "--help"} & set(arguments)
+    with_dev = arguments[:1] in (["test"], ["build-tagger"]) and not asks
     try:
         if not is_ready(with_dev):
             with only_one_setup():

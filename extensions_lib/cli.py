@@ -33,11 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         whole = {"test": run_tests, "build-demo": build_demo, "build-tagger": build_tagger}
         if given and given[0] in whole:
             return whole[given[0]](given[1:])
-        options, rest = make_parser(given).parse_known_args(given)
-        if rest and options.command != "bench":
-            make_parser(given).parse_args(given)  # says what is wrong, exit status 2
-        if options.command == "bench":
-            return bench(options.name, rest)
+        if given[:1] == ["bench"] and given[1:2] and given[1] in BENCHES:
+            return bench(given[1], given[2:])
+        options = make_parser(given).parse_args(given)  # says what is wrong, exit status 2
         set_threads(options.threads)
         action: Callable[[argparse.Namespace], int] = options.action
         return action(options)

@@ -215,7 +215,8 @@ def add_arguments(parser: argparse.ArgumentParser, kind: type) -> None:
             continue
         unit = f", {each.unit}" if each.unit else ""
         metavar = each.name.upper().replace("_", "-")
-        default = ",".join(map(str, each.default)) if each.many and each.default else each.default
+        default = ",".join(map(str, each.default)) if each.many else each.default
+        default = "none" if default in (None, "") else default
         said = f"{said} ({each.takes()}{unit}; default {default})".replace("%%", "%")
         groups[each.group].add_argument(
             flag, metavar=metavar, help=said.replace("%", "%%"), **unset
@@ -258,6 +259,6 @@ def table(kind: type) -> str:
         default = ", ".join(map(str, each.default)) if each.many else each.default
         said = "none" if default in (None, "") else str(default)
         said = said.replace("|", "\\|").replace("<", "\\<")
-        takes = each.takes().replace("|", "\\|")
-        lines.append(f"| `{each.name}` | {takes}{unit} | {said} | {each.help} |")
+        takes, told = (text.replace("|", "\\|") for text in (each.takes(), each.help))
+        lines.append(f"| `{each.name}` | {takes}{unit} | {said} | {told} |")
     return "\n".join(lines)

@@ -292,6 +292,7 @@
 
     // The main buttons, of which one is in sight.
     const MAIN = "#crucible-go, #crucible-one, #crucible-tagger-go, #crucible-prepare-go, "
+        + "#crucible-training-go, "
         + "#crucible-toolbox-about-go, .crucible-toolbox-actions button.primary";
 
     document.addEventListener("keydown", (event) => {
@@ -314,7 +315,7 @@
     const lang = page.lang || (asked.startsWith("zh") ? "zh_CN" : asked);
     const texts = page.texts[lang] ?? null;
     const NUMBER = /\d+/g;
-    const ATTRIBUTES = ["placeholder", "title", "aria-label"];
+    const ATTRIBUTES = ["placeholder", "title", "alt", "aria-label"];
     const OURS = ".crucible-card .crucible-name, textarea, code, pre, [translate=no]";
 
     function translated(text) {
@@ -330,7 +331,8 @@
     // A sentence about somebody's file is found as "{file}: there is no such folder". What stands in
     // a hole is left as it is, unless it has a line of its own.
     const HOLE = /\{(?!n\})[a-z]+\}/g;
-    const SAID = ".crucible-messages, .crucible-training-said-last";
+    const SAID = ".crucible-messages, .crucible-training-said-last, .crucible-step, "
+        + ".crucible-tagger-done, .crucible-tagger-problems li";
     const sentences = Object.entries(texts ?? {}).filter(([text]) => text.match(HOLE)).map(
         ([text, told]) => ({told, holes: text.match(HOLE), pattern: new RegExp(
             `^${text.split(HOLE).map(escaped).join("(.+?)")}$`, "s")}));

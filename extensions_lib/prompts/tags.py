@@ -161,8 +161,9 @@ def _weight(tag: NetworkTag, key: str, text: str) -> Curve:
         return read_curve(text)
     except CurveMistake as mistake:
         what = "" if str(mistake).startswith(repr(text)) else f"{text!r}: "
+        named = key if key == "weight" else f"{key} weight"
         raise _TagMistake(
-            f"{key} weight {what}{mistake}; write for example <{tag.kind}:{tag.name}:0.8>. The tag "
+            f"{named} {what}{mistake}; write for example <{tag.kind}:{tag.name}:0.8>. The tag "
             "was left out."
         ) from None
 

@@ -9,6 +9,7 @@ go.click(run, form.inputs, …)           # run(*values): form.read(values) is a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
@@ -148,7 +149,14 @@ def _component(each: Option, value: Any, told: dict[str, Any]) -> Any:
         return gr.Slider(each.low, each.high, step=step, **told)
     if each.optional:  # an empty number field is 0 to some versions of gradio
         return gr.Textbox(max_lines=1, placeholder="none", **told)
-    return gr.Number(precision=0 if each.type is int else None, **told)
+    whole = each.type is int
+    step = each.step or (1 if whole else _nudge(value))
+    return gr.Number(precision=0 if whole else None, step=step, **told)
+
+
+def _nudge(value: float | None) -> float:
+    """What an arrow key adds to a number: a unit of its second digit, 0.0001 at 0.002."""
+    return 10.0 ** (math.floor(math.log10(abs(value))) - 1) if value else 0.01
 
 
 def _chooser(each: Option, told: dict[str, Any]) -> Any:

@@ -234,7 +234,7 @@ def _step(entry: Entry, here: bool) -> str:
     when = time.strftime("%m-%d %H:%M", time.localtime(entry.when))
     cut = " <span>(interrupted)</span>" if entry.interrupted else ""
     kind = f' class="crucible-{entry.state}"' + (' aria-current="step"' if here else "")
-    words = f"{plain(entry.title)}{cut}"
+    words = f'<span class="crucible-step">{html.escape(entry.title)}</span>{cut}'
     off = entry.state in ("dropped", "running")
     finish = press("finish", "Finish it") if entry.interrupted and here else ""
     return (

@@ -62,7 +62,7 @@ def problem_list(title: str, problems: Sequence[str], *, shown: bool = False) ->
     """A list that opens: what could not be read or written, each with its reason."""
     if not problems:
         return ""
-    rows = "".join(f"<li>{plain(each)}</li>" for each in problems[:SHOWN])
+    rows = "".join(f"<li>{html.escape(each)}</li>" for each in problems[:SHOWN])
     if (more := len(problems) - SHOWN) > 0:
         rows += f"<li>+ {more}</li>"
     head = f"{pieces.words(str(len(problems)), title)}"
@@ -75,7 +75,7 @@ def problem_list(title: str, problems: Sequence[str], *, shown: bool = False) ->
 def thumb(address: str, name: str) -> str:
     """One picture with its name."""
     return (
-        f'<figure class="crucible-tagger-one"><img alt="" src="{address}">'
+        f'<figure class="crucible-tagger-one"><img alt="cannot be shown" src="{address}">'
         f"<figcaption>{plain(name)}</figcaption></figure>"
     )
 

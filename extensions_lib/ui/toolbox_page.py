@@ -117,7 +117,8 @@ def _rows(rows: Sequence[tuple[str, str]]) -> str:
 def _of_network(report: Report) -> list[tuple[str, str]]:
     dora = f", DoRA × {report.dora}" if report.dora else ""
     parts = {_COMPONENTS.get(name, name): count for name, count in report.components.items()}
-    load = f"{plain(str(report.matched))} {pieces.words('load')} · {plain(_counts(parts))}"
+    where = ", ".join(f"{pieces.words(name, f'× {count}')}" for name, count in parts.items())
+    load = f"{plain(str(report.matched))} {pieces.words('load')} · {where}"
     return [
         ("Algorithm", plain(_counts(report.kinds) + dora)),
         ("Rank", plain(_one_or_counts(report.ranks))),

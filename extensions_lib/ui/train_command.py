@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +72,8 @@ def train(arguments: argparse.Namespace) -> int:
             if arguments.check:
                 return 0
         status = _followed(runs, options, arguments.resume)
-    print(status.message)
+    if rank.is_first:
+        print(status.message)
     return 0 if status.state in ("done", "stopped") and status.step else 1
 
 
@@ -82,16 +83,9 @@ def told_options(
     """The options of config, preset and arguments, the later before the earlier."""
     from extensions_lib.training.kohya import is_kohya, read_kohya
     from extensions_lib.training.options import TrainingOptions
-    from extensions_lib.training.presets import presets
 
     told: dict[str, Any] = {}
     checkpoint, notes = None, list[str]()
-    if arguments.preset:
-        named = [each for each in presets() if each.name.lower() == arguments.preset.lower()]
-        if not named:
-            known = ", ".join(dict.fromkeys(each.name for each in presets()))
-            raise CrucibleError(f"--preset: {arguments.preset!r} is none of {known}.")
-        told |= named[0].options
     if arguments.config is not None:
         held = read_toml(arguments.config)
         if is_kohya(held):
@@ -101,9 +95,28 @@ def told_options(
             told |= vars(config.options)
         else:
             told |= held
+    if arguments.preset:
+        told = {**_preset(arguments, checkpoint), **told}
     names = {each.name for each in options_of(TrainingOptions)}
     told |= {name: value for name, value in vars(arguments).items() if name in names}
     return checked(TrainingOptions, told), checkpoint, notes
+
+
+def _preset(arguments: argparse.Namespace, checkpoint: str | None) -> Mapping[str, Any]:
+    """The values of the preset, as they are for the family of the checkpoint that is trained on."""
+    from extensions_lib.files.checkpoints import checkpoint_structure
+    from extensions_lib.hosts.standalone import StandaloneHost
+    from extensions_lib.training.presets import family_of, presets_for
+
+    host = StandaloneHost(arguments.checkpoint or checkpoint, arguments.data)
+    path = host.checkpoint
+    host.close()
+    fitting = presets_for(family_of(checkpoint_structure(path)))
+    for each in fitting:
+        if each.name.lower() == arguments.preset.lower():
+            return each.options
+    known = ", ".join(each.name for each in fitting) or "nothing"
+    raise CrucibleError(f"--preset: {arguments.preset!r} is none of {known} for {path.name}.")
 
 
 def _followed(runs: Runs, options: TrainingOptions | None, name: str) -> Status:

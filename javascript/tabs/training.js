@@ -100,6 +100,13 @@
         }
     }
     let refused = "";
+    let filesBefore = null; // how many were saved when Save now was pressed in this window
+
+    function saving() {
+        const file = now.saved[filesBefore];
+        if (file) return `Saved: ${file.name}`;
+        return "The file is written after the step that is under way.";
+    }
 
     // --- the run --------------------------------------------------------------------------------
 
@@ -117,7 +124,10 @@
             ["pause", "Pause"], ["stop", "Stop and save"], ["save-now", "Save now"],
         ].map(([what, label]) => el("button", {
             type: "button", class: "crucible-press", disabled: true, "data-act": what,
-            onclick: ({currentTarget}) => act(currentTarget.dataset.act)}, label)));
+            onclick: ({currentTarget}) => {
+                if (what === "save-now") filesBefore = now.saved.length;
+                act(currentTarget.dataset.act);
+            }}, label)));
     }
 
     function show({before, same, ended}) {
@@ -156,6 +166,8 @@
         if (now.run && !busy) said.push(note([ending()], state === "failed" ? "error" : "done"));
         const notes = now.said.map(([, text]) => text).filter((text) => text !== now.message);
         if (busy && now.message) notes.push(now.message);
+        if (!busy) filesBefore = null;
+        else if (filesBefore !== null && !now.message) notes.push(saving());
         if (notes.length) said.push(note(notes.slice(-4), "note"));
         place.replaceChildren(...said);
         place.setAttribute("data-state", state ?? "");
@@ -223,10 +235,15 @@
         plot(chart);
     }
 
+    // The curves' place has a width once something is in it, and another beside samples.
+    let drawnAt = 0; // pixels
+    const sized = new ResizeObserver(([{target}]) => target.clientWidth !== drawnAt && plot(target));
+
     function plot(chart) {
+        drawnAt = chart.clientWidth;
+        sized.observe(chart);
         window.crucibleChart.draw(chart, now, [...compared.values()], {weight, hidden});
     }
-    window.addEventListener("resize", () => inSight() && find("live").firstChild && showCurves());
 
     // --- samples --------------------------------------------------------------------------------
 

@@ -300,3 +300,20 @@ CONTRAST = """(element) => {
 def test_quiet_texts_can_be_read(visit: Visit) -> None:
     for quiet in ("#crucible-tab-tagger-button", "#crucible-preview .crucible-empty p"):
         assert visit.page.locator(quiet).evaluate(CONTRAST) >= 4.5, quiet
+
+
+def test_a_reload_comes_back_to_the_tabs_that_were_open(visit: Visit) -> None:
+    visit.tab("Toolbox")
+    visit.tab("Merge")
+    tabs = visit.page.get_by_role("tab", selected=True)
+    visit.page.locator("#crucible-toolbox-tab-merge-button[aria-selected=true]").wait_for()
+    visit.page.wait_for_function(
+        "() => sessionStorage.getItem('crucible-last-tabs')?.includes('merge')"
+    )
+    visit.page.reload()
+    visit.page.locator("#crucible-toolbox-merge-go").wait_for()
+    shown = [each.inner_text() for each in tabs.all() if each.is_visible()]
+    assert shown == ["Toolbox", "Merge"]
+    visit.tab("Generate")
+    visit.page.locator("#crucible-go").wait_for()
+    assert visit.complaints == []

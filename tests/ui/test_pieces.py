@@ -173,6 +173,8 @@ def test_translation_covers_the_labels_of_the_page() -> None:
         source += (ROOT / "extensions_lib" / file).read_text(encoding="utf-8")
     source = re.sub(r"""["']\s*\n\s*f?["']""", "", unescape(source))
     source = source.replace('\\"', '"')
+    # A WebUI shows what is told of a setting in brackets.
+    source += "".join(f"({told})" for told in re.findall(r'\.info\(\s*"([^"]+)"', source))
     words = set(re.findall("[A-Za-z]+", source))
     # A sentence about somebody's file: "{file}: there is no such folder; check the path."
     said = {text for text in texts if HOLE.search(text)}

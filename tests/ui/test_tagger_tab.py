@@ -571,6 +571,7 @@ def test_nothing_sticks_out_of_a_narrow_window(tagger: Visit, captioned: Path) -
 
 
 def test_the_tab_speaks_chinese(browser: Any, server: Server, captioned: Path) -> None:
+    (captioned / "06.png").write_bytes(b"no picture")
     context = browser.new_context(locale="zh-CN", viewport={"width": 1280, "height": 860})
     visit = open_page(context)
     arrive(visit, server)
@@ -579,8 +580,19 @@ def test_the_tab_speaks_chinese(browser: Any, server: Server, captioned: Path) -
     box = visit.page.locator("#crucible-tagger-folder :is(input, textarea)")
     box.fill(str(captioned))
     box.press("Tab")
-    said(visit, "tagger-go", "为 6 张图片打标")
+    said(visit, "tagger-go", "为 7 张图片打标")
+    visit.tab("预处理")
+    visit.page.get_by_role("button", name="查找损坏、过小和重复的图片").click()
+    visit.page.get_by_text("不是可读取的图片格式").wait_for()
     visit.tab("编辑")
-    said(visit, "edit-bar", "6 张图片")
+    said(visit, "edit-bar", "7 张图片")
     assert visit.page.locator("[data-tag='hat'] button").first.inner_text() == "hat"
+    visit.page.locator("#crucible-edit-gallery img[alt='无法显示']").first.wait_for()
+    visit.page.locator(".crucible-edit-add input").fill("photo, grin")
+    visit.page.locator(".crucible-edit-add input").press("Enter")
+    said(visit, "edit-notes", "已修改 7 条描述")
+    visit.page.locator("#crucible-edit-bar").get_by_text("撤销").click()
+    said(visit, "edit-notes", "添加 photo, grin")
+    visit.page.locator("#crucible-edit-past button").first.click()
+    said(visit, "edit-history", "添加 photo, grin")
     context.close()

@@ -154,6 +154,8 @@ def test_a_run_is_watched_over_a_reload_and_used(page: Any, pictures: Path, data
     page.locator(".crucible-training-samples code", has_text="watched-step").wait_for()
     page.get_by_role("button", name="Pause", exact=True).click()
     ended(page, "paused")
+    page.get_by_role("button", name="Save now", exact=True).click()
+    page.locator(".crucible-training-now").get_by_text("Saved: watched-step").wait_for()
     page.get_by_role("button", name="Go on", exact=True).click()
     ended(page, "training")
     page.locator(".crucible-training-samples td button").first.click()
@@ -187,6 +189,10 @@ def test_a_refusal_stands_at_the_button_and_keeps_what_was_typed(page: Any, pict
 def test_a_newcomer_finds_the_demos_preset_and_a_set_for_it(page: Any, data: Path) -> None:
     preset = page.locator(f"{ID}-preset input")
     assert preset.input_value() == "New shape"
+    rate = page.locator(f"{ID}-learning-rate input")
+    rate.press("ArrowUp")  # a nudge, not a whole one more
+    assert float(rate.input_value()) == pytest.approx(0.0021)
+    rate.press("ArrowDown")
     page.locator(f"{ID}-go", has_text="Train 600 steps").wait_for()
     page.locator(f"{ID}-demo").click()
     folder = page.locator(f"{ID}-train-data-dir :is(input, textarea)")
