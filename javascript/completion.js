@@ -89,19 +89,18 @@
         return {what: "embedding", typed, from: caret - typed.length, to: caret};
     }
 
-    // The rows that fit: those that begin so, then those that hold it; `texts` are in lower case.
+    // The rows that fit: those that begin so, those with an alias that does, those that hold it;
+    // `texts` are in lower case, an alias in a line of its own.
     function fitting(rows, typed, texts, anywhere = true, most = MOST) {
         const wanted = typed.toLowerCase();
-        const [begin, hold] = [[], []];
-        for (let i = 0; i < rows.length && begin.length < most; i++) {
+        const found = [[], [], []];
+        for (let i = 0; i < rows.length && found[0].length < most; i++) {
             const place = texts[i].indexOf(wanted);
             if (place < 0) continue;
-            // An alias stands in a line of its own: it may begin so, too.
-            const starts = place === 0 || texts[i].includes(`\n${wanted}`);
-            if (starts) begin.push(rows[i]);
-            else if (anywhere && hold.length < most) hold.push(rows[i]);
+            const how = place === 0 ? 0 : texts[i].includes(`\n${wanted}`) ? 1 : 2;
+            if ((how < 2 || anywhere) && found[how].length < most) found[how].push(rows[i]);
         }
-        return [...begin, ...hold].slice(0, most);
+        return found.flat().slice(0, most);
     }
 
     // In lower case, made once for each list of names.

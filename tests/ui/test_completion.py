@@ -291,6 +291,18 @@ def test_embeddings_are_offered_outside_of_tags_in_both_boxes(visit: Visit) -> N
 
 
 @browser
+def test_names_come_before_aliases(visit: Visit) -> None:
+    rows = [["a_star", "", "LoRA", "SD1", 1, ""], ["ink", "star ink", "LoRA", "SD1", 1, ""],
+            ["star", "", "LoRA", "SD1", 1, ""]]  # fmt: skip
+    told = {"stamp": "x", "lora": rows, "hypernet": [], "embedding": [],
+            "presets": {}, "lists": {}}  # fmt: skip
+    visit.page.route("**/crucible/completions*", lambda route: route.fulfill(json=told))
+    visit.prompt("")
+    type_into(visit, "<lora:st")
+    await_offers(visit, ["star", "ink", "a_star"])
+
+
+@browser
 def test_ten_thousand_names_answer_within_moments(visit: Visit) -> None:
     words = ("style", "person", "light", "ink", "glass")
     rows = [[f"{words[n % 5]}_{n:05d}_v{n % 7}", f"alias {n}", "LoRA", "SD1", 1, ""]
