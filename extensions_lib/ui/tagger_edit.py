@@ -108,6 +108,8 @@ def _answer(
     try:
         path = tab.room.folder(folder)
         if (view.folder, view.subfolders) != (path, subfolders):
+            if view.folder is not None:  # the order was meant for pictures of another set
+                order = {"do": "reload"}
             view = View(path, subfolders, order=view.order, find=view.find)
         tag_set = tab.room.tag_set(path, subfolders)
     except CrucibleError as problem:

@@ -98,14 +98,19 @@
 
     // A form with `data-crucible-live` tells of every change, when typing pauses.
     const pauses = new WeakMap(); // by form
+    const heard = new WeakMap(); // by form: what was told last, as text
     function changed(event) {
         const form = event.target.closest?.("#crucible-tagger form[data-crucible-live]");
         if (!form) return;
         clearTimeout(pauses.get(form));
-        const go = () => tell(wireOf(form), {
-            do: form.dataset.crucibleLive, ...filled(form), value: form.dataset.value, newest: true});
-        if (event.type === "change") go();
-        else pauses.set(form, setTimeout(go, 250));
+        const go = () => {
+            heard.set(form, JSON.stringify(filled(form)));
+            tell(wireOf(form), {do: form.dataset.crucibleLive, ...filled(form),
+                value: form.dataset.value, newest: true});
+        };
+        if (event.type === "input") pauses.set(form, setTimeout(go, 250));
+        // Leaving a field is a change too, after which all is drawn anew: also what was clicked.
+        else if (heard.get(form) !== JSON.stringify(filled(form))) go();
     }
     document.addEventListener("input", changed);
     document.addEventListener("change", changed);

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ from extensions_lib.datasets.prepare import Preparation
 from extensions_lib.datasets.survey import survey
 from extensions_lib.datasets.tag_set import TagSet
 from extensions_lib.errors import CrucibleError
-from extensions_lib.ui import tagger_gallery, tagger_shelves
+from extensions_lib.tagging.pool import Pool
+from extensions_lib.ui import tagger_edit, tagger_gallery, tagger_shelves
 from extensions_lib.ui.tagger_desk import PAGE, Desk, Done, View
 from extensions_lib.ui.tagger_links import Links
+from extensions_lib.ui.tagger_room import TaggerRoom
 from extensions_lib.ui.tagger_rulebook import Answer, RuleBook
 from extensions_lib.ui.tagger_workbench import Bench, becomes, laid_out, surveyed
 
@@ -135,6 +139,20 @@ def test_pictures_are_moved_and_put_back(window: Window) -> None:
     window("filter", filter="1boy")
     assert "is there already" in window("put", to="5_good").said[0]
     assert (window.folder / "5_good" / "a.png").read_bytes() == b"theirs"
+
+
+def test_an_order_for_the_set_before_changes_nothing(photos: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(photos, other)
+    room = TaggerRoom(Pool(tmp_path), tmp_path, tmp_path)
+    parts = {each.name: object() for each in fields(tagger_edit.EditTab)}
+    tab = tagger_edit.EditTab(**{**parts, "room": room})  # type: ignore[arg-type]
+    order = {"do": "write", "value": "a.png", "text": "for the first"}
+    changes = tagger_edit._answer(tab, View(photos), str(other), False, order)
+    assert changes[tab.view].folder == other
+    assert (other / "a.txt").read_text() == (photos / "a.txt").read_text() == "1boy, hat"
+    tagger_edit._answer(tab, changes[tab.view], str(other), False, order)
+    assert (other / "a.txt").read_text() == "for the first"
 
 
 def test_undo_meets_another_program(window: Window) -> None:

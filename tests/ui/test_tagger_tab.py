@@ -338,9 +338,14 @@ def test_a_model_is_downloaded_when_asked_for(tagger: Visit, photos: Path) -> No
 
 
 def edit(visit: Visit, folder: Path) -> Any:
-    """Opens a folder in the editor; its gallery."""
-    name_folder(visit, folder)
+    """Opens a folder in the editor; its gallery, and no longer that of the folder before."""
     visit.tab("Edit")
+    box = visit.page.locator("#crucible-tagger-folder :is(input, textarea)")
+    box.fill("")
+    box.press("Tab")
+    said(visit, "edit-bar", "Name a folder of pictures above")
+    box.fill(str(folder))
+    box.press("Tab")
     shots = visit.page.locator("#crucible-edit-gallery .crucible-shot")
     said(visit, "edit-bar", f"{len(list(folder.glob('*.png')))} pictures")
     shots.first.wait_for()
@@ -363,6 +368,7 @@ def test_the_editor(tagger: Visit, captioned: Path) -> None:
     page.locator("#crucible-edit [name=find]").fill("bo")
     page.locator("#crucible-edit-tags li").nth(1).wait_for(state="detached")
     page.locator("#crucible-edit-tags li[data-tag='1boy'] .crucible-rename").click()
+    page.wait_for_timeout(1000)  # who types slowly keeps the field
     page.locator(".crucible-renaming").fill("man")
     page.locator(".crucible-renaming").press("Enter")
     wait(tagger, lambda: texts(captioned)[1] == "man, smile, photo, hat")
