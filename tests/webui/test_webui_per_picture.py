@@ -177,7 +177,7 @@ def test_a_script_that_varies_the_prompt_and_the_hires_pass(webui: WebUI) -> Non
 def test_a_stop_leaves_nothing_behind(webui: WebUI) -> None:
     order = {"prompt": STAR, "prompts": [STAR, HEART], "batch_size": 2, "steps": 40,
              "width": SIZE[HOST], "height": SIZE[HOST], "seed": 1}  # fmt: skip
-    webui.call("/probe/pictures", {"order": order, "stop_at": 3})
+    webui.call("/probe/pictures", {"order": order, "stop_at": [0, 3]})
     wait(lambda: not webui.call("/sdapi/v1/progress")["state"]["job"])
     plain = made(webui, [PLAIN])
     assert furthest(plain["pictures"][0], made(webui, [PLAIN, PLAIN])["pictures"][0]) <= CLOSE
