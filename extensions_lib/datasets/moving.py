@@ -25,7 +25,10 @@ class MoveProblem(CrucibleError):
 
 @dataclass(frozen=True)
 class Moving:
-    """What was moved from `source` to `target`, by path within both, and what stayed and why."""
+    """What was moved from `source` to `target`, by path within both, and what stayed and why.
+
+    A picture may be in both: its caption could be copied, but not taken away.
+    """
 
     source: Path
     target: Path
@@ -51,17 +54,18 @@ def move(source: Path, target: Path, names: Iterable[str]) -> Moving:
     stayed: list[Note] = []
     for name in names:
         try:
-            _move_one(source, target, name, shared=sharing.count(name) > 1)
+            left = _move_one(source, target, name, shared=sharing.count(name) > 1)
         except MoveProblem as problem:
             stayed.append(Note(name, str(problem)))
         else:
             moved.append(name)
+            stayed += [Note(name, why) for why in left]
             sharing.leave(name)
     return Moving(source, target, tuple(moved), tuple(stayed))
 
 
-def _move_one(source: Path, target: Path, name: str, shared: bool) -> None:
-    """`shared`: a picture that stays has the same captions."""
+def _move_one(source: Path, target: Path, name: str, shared: bool) -> list[str]:
+    """`shared`: a picture that stays has the same captions. What could not be taken away."""
     picture, into = source / name, target / name
     texts = [
         (path, into.with_name(path.name))
@@ -88,8 +92,13 @@ def _move_one(source: Path, target: Path, name: str, shared: bool) -> None:
         if isinstance(error, MoveProblem):
             raise
         raise MoveProblem(f"{picture}: cannot be moved ({reason(error)}).") from error
+    left = []
     for text, _ in () if shared else texts:
-        text.unlink()
+        try:
+            text.unlink()
+        except OSError as error:  # on Windows: another program has it open
+            left.append(f"{text}: is copied, and stays too ({reason(error)}).")
+    return left
 
 
 class _Sharing:

@@ -87,6 +87,24 @@ def test_what_cannot_be_moved_stays_whole(
     assert files(tmp_path / "there") == {"c.png": b"C"}
 
 
+def test_a_caption_that_cannot_be_taken_away_is_said(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.unlink
+
+    def held(path: Path, missing_ok: bool = False) -> None:
+        if path == photos / "a.txt":
+            raise PermissionError(13, "Permission denied")
+        real(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", held)
+    done = move(photos, tmp_path / "there", ["a.png", "c.png"])
+    assert done.names == ("a.png", "c.png")
+    assert [note.name for note in done.stayed] == ["a.png"] and "stays too" in done.stayed[0].reason
+    assert files(tmp_path / "there") == {"a.png": b"A", "a.txt": b"a", "c.png": b"C"}
+    assert files(photos)["a.txt"] == b"a"
+
+
 def test_folders_that_will_not_do(photos: Path) -> None:
     with pytest.raises(MoveProblem, match="is where the pictures are"):
         move(photos, photos / "sub" / "..", ["a.png"])

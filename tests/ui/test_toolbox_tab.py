@@ -252,10 +252,9 @@ def test_files_are_offered_and_fields_are_kept(page: Any) -> None:
     rows.locator("li").first.get_by_label("Network").fill("star")
     rows.locator("li").first.locator("input[type=number]").first.fill("0.7")
     page.wait_for_timeout(1200)
-    page.reload()
-    to_tab(page)
-    to_tool(page, "Merge")
+    page.reload()  # and comes back to the tool that was open
     first = page.locator(".crucible-toolbox-networks:visible li").first
+    first.wait_for()
     assert first.get_by_label("Network").input_value() == "star"
     assert first.locator("input[type=number]").first.input_value() == "0.7"
 
