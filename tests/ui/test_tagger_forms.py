@@ -18,6 +18,7 @@ from extensions_lib.ui.option_fields import OptionForm
 from extensions_lib.ui.tagger_links import Links
 from extensions_lib.ui.tagger_room import TaggerRoom
 from extensions_lib.ui.tagger_tab import build_tagger_tab
+from tests.ui.shown import labels, seen
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,13 +32,8 @@ def test_every_word_of_the_tab_is_translated(room: TaggerRoom) -> None:
     texts = json.loads((ROOT / "localizations" / "zh_CN.json").read_text(encoding="utf-8"))
     with gr.Blocks() as page:
         build_tagger_tab(room, page)
-    shown: set[str] = set()
-    for block in page.blocks.values():
-        if "crucible-wire" in (getattr(block, "elem_classes", None) or []):
-            continue
-        shown |= {str(getattr(block, name, None) or "") for name in ("label", "info")}
-        if isinstance(block, gr.Button):
-            shown.add(str(block.value))
+    shown = labels(page)
+    for block in seen(page):
         if isinstance(block, gr.HTML):
             shown |= set(_words(str(block.value or "")))
     named = {text for text in shown if re.search("[A-Za-z]{2}", text)}

@@ -19,6 +19,7 @@ from extensions_lib.ui import training_options, training_set
 from extensions_lib.ui.tagger_links import Links
 from extensions_lib.ui.training_room import TrainingRoom
 from tests.ui.conftest import PATIENCE, ROOT, Server, start_server
+from tests.ui.shown import labels
 
 ID = "#crucible-training"
 
@@ -441,13 +442,7 @@ def test_every_word_of_the_tab_is_translated(tmp_path: Path) -> None:
     )  # fmt: skip
     with gr.Blocks() as page:
         build_training_tab(room, page)
-    shown: set[str] = set()
-    for block in page.blocks.values():
-        if "crucible-wire" in (getattr(block, "elem_classes", None) or []):
-            continue
-        shown |= {str(getattr(block, name, None) or "") for name in ("label", "info")}
-        if isinstance(block, gr.Button):
-            shown.add(str(block.value))
+    shown = labels(page)
     named = {text for text in shown if re.search("[A-Za-z]{2}", text)}
     assert len(named) > 250
     left = {text for text in named if not {text, re.sub(r"\d+", "{n}", text)} & set(texts)}
